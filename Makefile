@@ -1,0 +1,51 @@
+# `make reproduce` and `make test` do all set-up; everything lives in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help venv reproduce notebooks test test-fast test-real lint format lab clean
+
+help:
+	@echo "make reproduce   run the whole series on synthetic radiographs (recipe demo)"
+	@echo "make test        all tests; TBKD_DATA=DIR adds those on real radiographs"
+	@echo "make lab         open the notebooks in JupyterLab"
+	@echo "make lint        style, types, notebooks;   make format   mends the style"
+	@echo "make notebooks   run the demo and keep its outputs in the notebooks"
+	@echo "make clean       remove .venv (runs/ and figures/ stay)"
+
+venv: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+reproduce: venv
+	$(BIN)/tbkd reproduce --recipe demo
+
+notebooks: venv
+	$(BIN)/tbkd reproduce --recipe demo --keep-outputs
+
+test: venv
+	$(BIN)/python -m pytest
+
+test-fast: venv
+	$(BIN)/python -m pytest -m "not slow and not real_data"
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lab: venv
+	$(BIN)/jupyter lab notebooks
+
+clean:
+	rm -rf .venv
