@@ -1,0 +1,188 @@
+"""Read TBX11K as its authors publish it: image lists, class folders and COCO-style JSON."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from tbkd_utils.coco import Annotated, read_coco
+from tbkd_utils.records import (
+    KIND_LABELS,
+    DatasetError,
+    Problem,
+    Radiograph,
+    passing_on,
+    read_text,
+    relative_name,
+)
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
+
+# Label from the file name, as the four small datasets were published: n / 0 normal, p / 1 tuberculosis.
+_EXTRA_NAMES = {
+    "Shenzhen": re.compile(r"CHNCXR_\d+_([01])"),
+    "Montgomery": re.compile(r"MCUCXR_\d+_([01])"),
+    "DB": re.compile(r"([np])x\d+"),
+    "DA": re.compile(r"([np])\d+"),
+}
+
+
+class Tbx11k:
+    """The TBX11K layout below one folder.
+
+    Args:
+        root: The folder that holds ``imgs/``, ``lists/`` and ``annotations/json/``.
+    """
+
+    name = "TBX11K"
+    needs = ("imgs/", "lists/")
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.images = root / "imgs"
+
+    @classmethod
+    def missing_parts(cls, root: Path) -> list[str]:
+        """Tell what keeps a folder from being this layout.
+
+        Args:
+            root: A folder.
+
+        Returns:
+            The missing parts of ``needs``; empty if the layout is recognised.
+        """
+        return [part for part in cls.needs if not (root / part).is_dir()]
+
+    def splits(self) -> tuple[str, ...]:
+        """Name the splits that this copy has.
+
+        Returns:
+            Some of "train", "val", "trainval", "extra_train", "extra_val". "trainval" is the list of that
+            name or, without one, train followed by val.
+        """
+        listed = [s for s in ("train", "val", "trainval") if self._list(s).is_file()]
+        if {"train", "val"} <= set(listed) and "trainval" not in listed:
+            listed.append("trainval")
+        extra = [f"extra_{side}" for side in ("train", "val") if self._extra_folders(side)]
+        return (*listed, *extra)
+
+    def records(self, split: str, problem: Problem) -> list[Radiograph]:
+        """List the radiographs of a split, whether their files are present or not.
+
+        Args:
+            split: One of `splits`.
+            problem: Called with each bad entry; if it returns, that entry is left out.
+
+        Returns:
+            One record per radiograph, in the order of the list (extra images: by path).
+
+        Raises:
+            DatasetError: A file of the dataset is absent or not readable as a whole.
+        """
+        if split.startswith("extra_"):
+            return self._extra(split.removeprefix("extra_"), problem)
+        names = self._listed(split, problem)
+        files = self._json_files(split)
+        annotated: dict[str, Annotated] = {}
+        for file in files:
+            annotated |= read_coco(file, problem)
+        # The *_only_tb files leave out images without a box, so absence means nothing there.
+        complete = not any(file.stem.endswith("_only_tb") for file in files)
+        records = []
+        for name in names:
+            kind = name.split("/")[0]
+            entry = annotated.get(name)
+            if entry is None and complete and kind == "tb":
+                problem(
+                    DatasetError(
+                        f"{files[0]}: no usable image entry for {name}, which the list of '{split}' names; its "
+                        "boxes would be lost. Take list and JSON from the same release."
+                    )
+                )
+                continue
+            records.append(
+                Radiograph(
+                    path=self.images / name,
+                    label=KIND_LABELS[kind],
+                    boxes=np.array(entry.boxes if entry else [], dtype=np.float32).reshape(-1, 4),
+                    source="TBX11K",
+                    name=name,
+                    kind=kind,
+                    categories=tuple(entry.categories) if entry else (),
+                    size=entry.size if entry else None,
+                )
+            )
+        return records
+
+    def _list(self, split: str) -> Path:
+        return self.root / "lists" / f"TBX11K_{split}.txt"
+
+    def _listed(self, split: str, problem: Problem) -> list[str]:
+        """Read the names of a list, each checked and unique."""
+        file = self._list(split)
+        if split == "trainval" and not file.is_file():
+            train, val = self._listed("train", problem), self._listed("val", problem)
+            for name in sorted({*train} & {*val}):
+                problem(
+                    DatasetError(f"{file.parent}: {name} is in the lists of both train and val. Remove it from one.")
+                )
+            return list(dict.fromkeys(train + val))
+        seen: dict[str, int] = {}
+        for number, line in enumerate(read_text(file).splitlines(), start=1):
+            if not line.strip():
+                continue
+            with passing_on(problem):
+                where = f"{file}, line {number}"
+                name = relative_name(line.strip(), where)
+                folder = name.split("/")[0]
+                if folder not in KIND_LABELS or "/" not in name:
+                    raise DatasetError(
+                        f"{where}: {name!r} gives no class: its folder must be one of "
+                        f"{', '.join(KIND_LABELS)}. Correct the entry."
+                    )
+                if name in seen:
+                    raise DatasetError(
+                        f"{where}: {name} is a duplicate of line {seen[name]}. Remove one of the two lines."
+                    )
+                seen[name] = number
+        return list(seen)
+
+    def _json_files(self, split: str) -> list[Path]:
+        """Choose the annotation files: the full one, else the one of TB images only."""
+        folder = self.root / "annotations" / "json"
+        for file in (folder / f"TBX11K_{split}.json", folder / f"TBX11K_{split}_only_tb.json"):
+            if file.is_file():
+                return [file]
+        if split == "trainval":
+            return self._json_files("train") + self._json_files("val")
+        raise DatasetError(
+            f"{folder}: neither TBX11K_{split}.json nor TBX11K_{split}_only_tb.json is there, so '{split}' "
+            "has no boxes. Complete the copy of the dataset."
+        )
+
+    def _extra_folders(self, side: str) -> list[Path]:
+        return sorted(folder for folder in self.images.glob(f"extra/*/{side}") if folder.is_dir())
+
+    def _extra(self, side: str, problem: Problem) -> list[Radiograph]:
+        """List the images of DA, DB, Montgomery and Shenzhen: image labels, no boxes."""
+        records = []
+        for folder in self._extra_folders(side):
+            for path in sorted(folder.iterdir()):
+                if path.name.startswith(".") or path.suffix.lower() not in IMAGE_ENDINGS:
+                    continue
+                with passing_on(problem):
+                    source, label = _extra_label(path)
+                    name = path.relative_to(self.images).as_posix()
+                    records.append(Radiograph(path, label, np.zeros((0, 4), np.float32), source, name))
+        return records
+
+
+def _extra_label(path: Path) -> tuple[str, int]:
+    """Tell source and label of an extra image from its file name."""
+    for source, pattern in _EXTRA_NAMES.items():
+        if match := pattern.fullmatch(path.stem):
+            return source, int(match[1] in "1p")
+    raise DatasetError(
+        f"{path}: the file name gives no label. Expected CHNCXR_<n>_<0|1>, MCUCXR_<n>_<0|1>, n<k>, p<k>, "
+        "nx<k> or px<k>. Rename the file or move it out of imgs/extra/."
+    )
