@@ -1,0 +1,186 @@
+"""Writes SYNTHETIC chest radiographs in TBX11K's layout, with known lesions and a known shortcut. Not medical data.
+
+Tuberculosis shows as nodules, consolidations, cavities or calcified nodules, in boxes whose sizes and counts follow
+TBX11K's; "sick but not TB" shows effusions, enlarged hearts or lower-zone haze, without boxes. A bright "L" side marker
+(the token) comes with TB at a chosen rate in train, and with half of every class in val: a network that reads the
+marker does well in training and is found out in val.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from tbkd_utils.synthetic_sample import CLASSES, SPLITS, Sample, SyntheticError, describe_sample, render_sample
+
+__all__ = ["Sample", "SyntheticError", "describe_sample", "read_synthetic_tokens", "render_sample", "write_synthetic"]
+
+_CATEGORIES = ("ActiveTuberculosis", "ObsoletePulmonaryTuberculosis", "PulmonaryTuberculosis")
+_FORMAT = 1  # raise when the same spec draws other pixels
+_NOTICE = (
+    "SYNTHETIC images drawn by a program (tbkd_utils.synthetic). Not medical data: no patient, no radiograph "
+    "and no diagnosis stands behind any of them. For trying and teaching the method only."
+)
+_README = f"""{_NOTICE}
+
+Folders and files as in TBX11K. Odd image numbers are train, even ones val; boxes are in pixels of the images here.
+synthetic.json records the settings and, for each image, the token (a bright "L" in the upper right corner, which
+goes with tuberculosis in train but not in val), the finding and the lesions. Boxes are xyxy pixels there.
+"""
+
+
+def write_synthetic(
+    root: str | Path,
+    *,
+    train: Sequence[int] = (120, 120, 120),
+    val: Sequence[int] = (40, 40, 40),
+    size: int = 256,
+    token_rate: float = 0.9,
+    seed: int = 0,
+) -> Path:
+    """Write a synthetic dataset in TBX11K's layout.
+
+    `synthetic.json`, written last, records the settings, tokens and lesions. The same arguments give the same bytes
+    (with the same versions of numpy and OpenCV). Nothing is cleaned up when writing fails half way: write under a
+    temporary name and rename.
+
+    Args:
+        root: Folder to write; it must not exist or be empty.
+        train: Number of healthy, sick-but-not-TB and TB images.
+        val: The same for val, which is drawn from other patients.
+        size: Side of the images in pixels, at least 64.
+        token_rate: Share of TB images with the token in train, 0..1 (see `describe_sample`).
+        seed: Not negative.
+
+    Returns:
+        The folder.
+
+    Raises:
+        SyntheticError: If an argument is out of range, the folder is not empty, or a file cannot be written.
+    """
+    root = Path(root)
+    spec = _check_spec(train, val, size, token_rate, seed)
+    try:
+        if root.is_dir() and any(root.iterdir()):
+            raise SyntheticError(f"{root} is not empty: give a new folder, or empty this one")
+        for folder in (*(f"imgs/{c}" for c in CLASSES), "annotations/json", "lists"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        records: dict[str, Any] = {}
+        listed: dict[str, list[str]] = {}
+        for split in SPLITS:
+            counts = list(zip(CLASSES, spec[split], strict=True))
+            settings = {"size": spec["size"], "token_rate": spec["token_rate"], "seed": spec["seed"]}
+            # TB first, as in TBX11K.
+            samples = [describe_sample(split, c, i, **settings) for c, n in reversed(counts) for i in range(n)]
+            for sample in samples:
+                (root / "imgs" / sample.name).write_bytes(_png(render_sample(sample)))
+                records[sample.name] = _record(sample)
+            _write_json(root / f"annotations/json/TBX11K_{split}.json", _coco(samples))
+            only_tb = [sample for sample in samples if sample.lesions]
+            _write_json(root / f"annotations/json/TBX11K_{split}_only_tb.json", _coco(only_tb))
+            listed[split] = [sample.name for sample in samples]
+        listed["trainval"] = listed["train"] + listed["val"]
+        for split, names in listed.items():
+            (root / f"lists/TBX11K_{split}.txt").write_text("".join(f"{name}\n" for name in names))
+        (root / "README.txt").write_text(_README)
+        _write_json(root / "synthetic.json", {"notice": _NOTICE, "format": _FORMAT, "spec": spec, "images": records})
+    except OSError as error:
+        raise SyntheticError(
+            f"cannot write the synthetic dataset to {root} ({error.strerror or error}: {error.filename}): "
+            "give a folder that can be written and has room"
+        ) from error
+    return root
+
+
+def read_synthetic_tokens(root: str | Path) -> dict[str, NDArray[np.float32] | None]:
+    """Where the token is in each image of a dataset from `write_synthetic`.
+
+    Args:
+        root: The dataset's folder.
+
+    Returns:
+        Image name relative to imgs/ -> (4,) float32 xyxy pixels, or None where the image has no token.
+
+    Raises:
+        SyntheticError: If the folder has no readable synthetic.json.
+    """
+    path = Path(root) / "synthetic.json"
+    try:
+        images = json.loads(path.read_text())["images"]
+        tokens = {name: record["token"] for name, record in images.items()}
+        return {name: None if box is None else np.array(box, np.float32).reshape(4) for name, box in tokens.items()}
+    except FileNotFoundError as error:
+        raise SyntheticError(
+            f"{path} not found: expected a dataset from write_synthetic, written to the end; write it again"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SyntheticError(
+            f"{path} cannot be read as a synthetic record ({error!r}): write the dataset again"
+        ) from error
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise SyntheticError(f"{name} = {value!r}: expected a whole number, at least {least}")
+    return number
+
+
+def _check_spec(train: Sequence[int], val: Sequence[int], size: int, token_rate: float, seed: int) -> dict[str, Any]:
+    """The arguments of `write_synthetic` as plain numbers, or an error that names the wrong one."""
+    spec: dict[str, Any] = {}
+    for split, counts in (("train", train), ("val", val)):
+        if not isinstance(counts, Sequence) or len(counts) != len(CLASSES):
+            raise SyntheticError(f"{split} = {counts!r}: expected three counts (healthy, sick, tb)")
+        spec[split] = [_whole(f"{split} count of {c}", n, 0) for c, n in zip(CLASSES, counts, strict=True)]
+    if not any(spec["train"] + spec["val"]):
+        raise SyntheticError("train and val are all zero: ask for at least one image")
+    if not isinstance(token_rate, int | float) or not 0 <= token_rate <= 1:
+        raise SyntheticError(f"token_rate = {token_rate!r}: expected a share from 0 to 1")
+    return {**spec, "size": _whole("size", size, 64), "token_rate": float(token_rate), "seed": _whole("seed", seed, 0)}
+
+
+def _png(image: NDArray[np.uint8]) -> bytes:
+    done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    if not done:
+        raise SyntheticError("OpenCV cannot encode a PNG: reinstall opencv-python-headless")
+    return bytes(data)
+
+
+def _record(sample: Sample) -> dict[str, Any]:
+    lesions = [
+        {"kind": lesion.kind, "category": lesion.category, "box": box}
+        for lesion, box in zip(sample.lesions, sample.boxes.tolist(), strict=True)
+    ]
+    about = {"split": sample.split, "class": sample.folder, "finding": sample.finding}
+    return {**about, "has_token": sample.token is not None, "token": sample.token, "lesions": lesions}
+
+
+def _coco(samples: Sequence[Sample]) -> dict[str, Any]:
+    """COCO's structure as TBX11K fills it: ids from 1, boxes as xywh floats."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, sample in enumerate(samples, 1):
+        side = {"width": sample.size, "height": sample.size}
+        images.append({"id": image_id, "file_name": sample.name, **side})
+        for lesion, (x0, y0, x1, y1) in zip(sample.lesions, sample.boxes.tolist(), strict=True):
+            box = {"area": (x1 - x0) * (y1 - y0), "bbox": [x0, y0, x1 - x0, y1 - y0]}
+            link = {"id": len(annotations) + 1, "image_id": image_id, "category_id": lesion.category, "iscrowd": 0}
+            annotations.append({**link, **box, **side})
+    categories = [{"id": i, "name": name, "supercategory": "Tuberculosis"} for i, name in enumerate(_CATEGORIES, 1)]
+    info = [{"description": _NOTICE, "version": str(_FORMAT)}]
+    return {"info": info, "licenses": [], "categories": categories, "images": images, "annotations": annotations}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
