@@ -1,0 +1,219 @@
+"""Algorithm 1 of the paper: boxes around the bright regions of a Grad-CAM heatmap."""
+
+import json
+from collections.abc import Iterable, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tbkd_utils.errors import TbkdError
+
+Boxes = NDArray[np.float32]
+"""(k, 4) float32: left, top, right, bottom in pixels; right and bottom exclusive; k may be 0."""
+
+
+class BoxError(TbkdError, ValueError):
+    """Boxes that break the convention, or a heatmap or a setting that no box can be made from."""
+
+
+def normalize(heatmap: ArrayLike, *, method: str = "minmax") -> NDArray[np.float32]:
+    """Bring every heatmap to [0, 1] by itself (Algorithm 1, line 2); normalising twice changes nothing.
+
+    Args:
+        heatmap: (H, W) or (n, H, W) of any real dtype, finite.
+        method: "minmax": (x - min) / (max - min), so the darkest pixel becomes 0. "max": x / max, for a map
+            that passed a ReLU and has no negative value; 0 then keeps its meaning.
+
+    Returns:
+        float32 of the same shape in [0, 1]; the maximum of every map is exactly 1. A constant map points
+        nowhere and becomes all zeros under either method.
+
+    Raises:
+        BoxError: Wrong shape or method, nan or infinity, a value range too wide for float64, or a
+            negative value under "max"; the message gives the index of the map.
+    """
+    x = np.asarray(heatmap)
+    if x.ndim not in (2, 3) or 0 in x.shape[-2:]:
+        raise BoxError(f"a heatmap must be (H, W) or (n, H, W) and hold pixels; got shape {x.shape}")
+    if method not in ("minmax", "max"):
+        raise BoxError(f'method must be "minmax" or "max"; got {method!r}')
+    if x.dtype != np.float32:
+        x = x.astype(np.float64)
+    low, high = (f(x, axis=(-2, -1), keepdims=True) for f in (np.min, np.max))
+    # nan and infinity always show in the minimum or the maximum: no pass over the pixels is needed
+    _refuse(~np.isfinite(low) | ~np.isfinite(high), "holds nan or infinity: look for a network that diverged")
+    if method == "max":
+        _refuse(low < 0, 'holds negative values: apply a ReLU first, or use method="minmax"')
+        low = np.where(low == high, low, 0)  # a constant map loses its value, so that it becomes zero
+    with np.errstate(over="ignore"):
+        spread = high - low
+    if not np.isfinite(spread).all() and x.dtype == np.float32:
+        return normalize(x.astype(np.float64), method=method)
+    _refuse(~np.isfinite(spread), "has a range beyond float64: rescale it")
+    # where the map is constant, x - low is 0 already
+    return ((x - low) / np.where(spread > 0, spread, 1)).astype(np.float32, copy=False)
+
+
+def boxes_from_heatmap(
+    heatmap: ArrayLike,
+    threshold: float,
+    min_area: float,
+    *,
+    area: str = "rectangle",
+    method: str = "minmax",
+) -> Boxes:
+    """Algorithm 1: normalise, threshold, outer contours, their bounding rectangles, drop the small ones.
+
+    A pixel belongs to the mask when its normalised value is at or above the threshold (so 1 still keeps the
+    maximum, and 0 keeps the whole image). Regions join over edges and corners (8-connectivity); a region
+    inside another one's hole is not reported. A constant map gives no box at any threshold.
+
+    Args:
+        heatmap: (H, W), finite; need not be normalised.
+        threshold: Share of the normalised range, in [0, 1].
+        min_area: In square pixels of the heatmap, >= 0; kept is what is strictly larger (Algorithm 1, line
+            8).
+        area: "rectangle": width * height of the bounding rectangle, as the minimum comes from boxes.
+            "contour": OpenCV's contourArea, the polygon through pixel centres, which is smaller (3000 for a
+            filled 61x51 rectangle of 3111 pixels, and 0 for a region one pixel wide).
+        method: How to normalise, see `normalize`.
+
+    Returns:
+        (k, 4) float32 xyxy, whole pixels, right and bottom exclusive; largest `area` first, then by top and
+        left.
+
+    Raises:
+        BoxError: As `normalize`, or the map is not (H, W), or threshold, min_area or area is out of range.
+    """
+    return boxes_at_thresholds(heatmap, [threshold], min_area, area=area, method=method)[0]
+
+
+def boxes_from_heatmaps(
+    heatmaps: ArrayLike | Iterable[ArrayLike],
+    threshold: float,
+    min_area: float,
+    *,
+    area: str = "rectangle",
+    method: str = "minmax",
+) -> list[Boxes]:
+    """`boxes_from_heatmap` for each of n heatmaps: an array (n, H, W), or any iterable of (H, W) maps."""
+    maps: Iterable[ArrayLike] = heatmaps  # type: ignore[assignment]  # iterating an array gives its maps
+    return [boxes_from_heatmap(one, threshold, min_area, area=area, method=method) for one in maps]
+
+
+def boxes_at_thresholds(
+    heatmap: ArrayLike,
+    thresholds: Iterable[float],
+    min_area: float,
+    *,
+    area: str = "rectangle",
+    method: str = "minmax",
+) -> list[Boxes]:
+    """`boxes_from_heatmap` at several thresholds, normalising once: one (k, 4) array per threshold."""
+    if not (np.isfinite(min_area) and min_area >= 0):
+        raise BoxError(f"min_area must be a finite number of square pixels, 0 or more; got {min_area}")
+    if area not in ("rectangle", "contour"):
+        raise BoxError(f'area must be "rectangle" or "contour"; got {area!r}')
+    if np.ndim(heatmap) != 2:
+        raise BoxError(f"expected one heatmap of shape (H, W); got shape {np.shape(heatmap)}")
+    scaled = normalize(heatmap, method=method)
+    found = []
+    for threshold in thresholds:
+        if not 0 <= threshold <= 1:
+            raise BoxError(f"threshold must lie in [0, 1], a share of the normalised map; got {threshold}")
+        # compared as float32: 0.7 as float64 would exclude a pixel of float32 0.7
+        found.append(_outline(scaled >= np.float32(threshold), min_area, area) if scaled.any() else _none())
+    return found
+
+
+def minimum_area(boxes: ArrayLike | Sequence[ArrayLike], quantile: float = 0.0) -> float:
+    """The minimum area of Algorithm 1: a quantile of the areas of the training boxes (paper section 3.3).
+
+    Args:
+        boxes: (k, 4) xyxy, or a sequence of such arrays (one per image, some may be empty), at the scale of
+            the heatmap: after resizing and cropping.
+        quantile: In [0, 1]; 0, the recipe's default, is the smallest box.
+
+    Returns:
+        Area in square pixels of the heatmap (linear interpolation between boxes).
+
+    Raises:
+        BoxError: No box at all, boxes that break the convention, or a quantile outside [0, 1].
+    """
+    if not 0 <= quantile <= 1:
+        raise BoxError(f"quantile must lie in [0, 1]; got {quantile}")
+    single = isinstance(boxes, np.ndarray) and boxes.ndim == 2
+    parts: Sequence[ArrayLike] = [boxes] if single else list(boxes)  # type: ignore[arg-type,list-item]
+    every = [check_boxes(part, f"training boxes of image {i}") for i, part in enumerate(parts)]
+    joined = np.concatenate([_none(), *every]).astype(np.float64)
+    if len(joined) == 0:
+        raise BoxError(
+            "no training box to take the minimum area from: give a training set with boxes, or set it by hand"
+        )
+    return float(np.quantile((joined[:, 2] - joined[:, 0]) * (joined[:, 3] - joined[:, 1]), quantile))
+
+
+def check_boxes(boxes: ArrayLike, what: str = "boxes") -> Boxes:
+    """Refuse boxes that break the convention; return them as float32.
+
+    Args:
+        boxes: (k, 4) xyxy; an empty list stands for no box.
+        what: What the message calls them.
+
+    Returns:
+        (k, 4) float32.
+
+    Raises:
+        BoxError: Another shape, nan or infinity, or right < left or bottom < top (often xywh taken for xyxy).
+    """
+    array = np.asarray(boxes, dtype=np.float32)
+    if array.size == 0 and array.ndim <= 2:
+        return _none()
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise BoxError(f"{what} must have shape (k, 4): left, top, right, bottom; got shape {array.shape}")
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise BoxError(f"{what} must be finite; box {np.argmin(finite)} is {array[np.argmin(finite)].tolist()}")
+    ordered = (array[:, 2:] >= array[:, :2]).all(axis=1)
+    if not ordered.all():
+        raise BoxError(
+            f"{what} must be left, top, right, bottom with right >= left and bottom >= top; "
+            f"box {np.argmin(ordered)} is {array[np.argmin(ordered)].tolist()} (width and height instead?)"
+        )
+    return array
+
+
+def boxes_to_json(boxes: ArrayLike) -> str:
+    """Write (k, 4) boxes as one CSV cell, `[[left, top, right, bottom], ...]`, that reads back exactly."""
+    return json.dumps(check_boxes(boxes).tolist())
+
+
+def boxes_from_json(text: str) -> Boxes:
+    """Read what `boxes_to_json` wrote: (k, 4) float32; BoxError if it is not that."""
+    try:
+        return check_boxes(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise BoxError(f"expected boxes as [[left, top, right, bottom], ...]; got {text!r}: {error}") from error
+
+
+def _outline(mask: NDArray[np.bool_], min_area: float, area: str) -> Boxes:
+    contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    kept = []
+    for contour in contours:
+        x, y, w, h = cv2.boundingRect(contour)
+        size = w * h if area == "rectangle" else cv2.contourArea(contour)
+        if size > min_area:
+            kept.append((-size, y, x, y + h, x + w))
+    return np.array([(x, y, right, bottom) for _, y, x, bottom, right in sorted(kept)], np.float32).reshape(-1, 4)
+
+
+def _none() -> Boxes:
+    return np.zeros((0, 4), np.float32)
+
+
+def _refuse(bad: NDArray[np.bool_], why: str) -> None:
+    """Raise for the first map marked in `bad`, which has one entry per map."""
+    if bad.any():
+        which = "the heatmap" if bad.size == 1 else f"heatmap {int(np.argmax(bad.ravel()))}"
+        raise BoxError(f"{which} {why}")

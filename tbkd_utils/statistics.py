@@ -1,0 +1,227 @@
+"""Intervals and paired tests: how sure a number is.
+
+Two questions, kept apart. *Over images*: one network, one test set, would another draw of patients change the
+number? (bootstrap, sign-flip permutation.) *Over seeds*: would another training change it? (mean, standard
+deviations, t interval.)
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from tbkd_utils.errors import TbkdError
+
+_CHUNK = 2_000_000  # numbers drawn at once: bounds the memory of a bootstrap at a few tens of MB
+
+
+class StatisticsError(TbkdError, ValueError):
+    """Values that no interval or test can be computed from; the message says which."""
+
+
+@dataclass(frozen=True)
+class SeedSummary:
+    """A number over several trainings that differ in the seed alone.
+
+    Attributes:
+        n: Number of seeds.
+        mean: Mean over the seeds.
+        sample_std: Standard deviation with ddof = 1, an estimate for seeds not run; nan for one seed.
+        population_std: Standard deviation with ddof = 0, the "±" of the paper's Table 3; nan for one seed.
+        low: Lower end of Student's t interval of the mean (n - 1 degrees of freedom); nan for one seed.
+        high: Upper end of it.
+        level: Coverage of the interval, 0.95 unless asked otherwise.
+    """
+
+    n: int
+    mean: float
+    sample_std: float
+    population_std: float
+    low: float
+    high: float
+    level: float
+
+
+def bootstrap_interval(
+    values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over images.
+
+    Images are drawn with replacement, each resample as large as the set (Efron and Tibshirani 1993, chapter
+    13). The same `seed` and number of values draw the same images, so intervals of several columns of one
+    table belong together.
+
+    Args:
+        values: (n,) one finite number per image, n >= 1. One value, or equal values, give an interval of
+            width zero.
+        level: Coverage, in (0, 1).
+        resamples: Number of resamples, >= 1.
+        seed: Seed of the draws.
+
+    Returns:
+        (low, high), in the unit of the values.
+
+    Raises:
+        StatisticsError: The values are empty, not one-dimensional or not finite, or an option is out of
+            range.
+    """
+    x = _vector(values, "values")
+    _check_options(level, resamples)
+    if x.min() == x.max():  # else rounding would give a constant column an interval of width 1e-17
+        return float(x[0]), float(x[0])
+    rng = np.random.default_rng(seed)
+    step = max(1, _CHUNK // len(x))
+    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
+    means = np.concatenate([x[rng.integers(len(x), size=(size, len(x)))].mean(axis=1) for size in sizes])
+    low, high = np.quantile(means, _tails(level))
+    return float(low), float(high)
+
+
+def bootstrap_metric(
+    metric: Callable[[NDArray[np.intp]], Mapping[str, float]],
+    strata: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap intervals of metrics that are not means of one column, such as the AUC.
+
+    Drawing within strata (here: within each label) keeps the class balance of the test set, which was chosen
+    and not sampled.
+
+    Args:
+        metric: Takes an index array (n,) into the images and returns name -> value; called once a resample.
+        strata: (n,) the stratum of each image: integers, booleans or strings.
+        level: Coverage, in (0, 1).
+        resamples: Number of resamples, >= 1.
+        seed: Seed of the draws.
+
+    Returns:
+        Name -> (low, high). A resample in which a metric is nan (undefined) is left out for that metric;
+        where it is undefined in all of them, both ends are nan.
+
+    Raises:
+        StatisticsError: No images, strata not one-dimensional, or an option out of range.
+    """
+    groups = np.asarray(strata)
+    if groups.ndim != 1 or groups.size == 0:
+        raise StatisticsError(f"strata must be one value per image, at least one; got shape {groups.shape}")
+    _check_options(level, resamples)
+    members = [np.flatnonzero(groups == value) for value in np.unique(groups)]
+    rng = np.random.default_rng(seed)
+    drawn = [metric(np.concatenate([m[rng.integers(len(m), size=len(m))] for m in members])) for _ in range(resamples)]
+    intervals = {}
+    for name in drawn[0]:
+        found = np.array([d[name] for d in drawn], dtype=float)
+        found = found[~np.isnan(found)]
+        low, high = np.quantile(found, _tails(level)) if found.size else (np.nan, np.nan)
+        intervals[name] = (float(low), float(high))
+    return intervals
+
+
+def paired_permutation_test(a: ArrayLike, b: ArrayLike, *, resamples: int = 10_000, seed: int = 0) -> float:
+    """Two-sided sign-flip permutation test of equal means of paired values (two networks on the same images).
+
+    Under the null hypothesis the sign of each image's difference is a coin toss. All 2^n sign patterns are
+    used when there are at most `resamples` of them (an exact test). Otherwise patterns are drawn, the
+    observed one counts as one of them (Phipson and Smyth 2010), and p is twice the smaller tail, at most 1.
+    So p is never 0.
+
+    Args:
+        a: (n,) finite values, n >= 1.
+        b: (n,) values of the same images in the same order.
+        resamples: Number of sign patterns, >= 1.
+        seed: Seed of the patterns.
+
+    Returns:
+        The p value in (0, 1]; 1 when all differences are zero.
+
+    Raises:
+        StatisticsError: Empty, not finite, of different lengths, or `resamples` < 1.
+    """
+    difference = _paired(a, b)
+    _check_options(0.95, resamples)
+    if len(difference) == 1:  # both patterns are as far from zero; scipy refuses a single value
+        return 1.0
+    result = stats.permutation_test(
+        (difference,),
+        lambda x, axis: np.mean(x, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, _CHUNK // len(difference)),
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.pvalue)
+
+
+def across_seeds(values: ArrayLike, *, level: float = 0.95) -> SeedSummary:
+    """Summarise one number over seeds: mean, both standard deviations and Student's t interval.
+
+    Args:
+        values: (n,) one finite number per seed, n >= 1. One seed says nothing about spread: its deviations
+            and interval are nan.
+        level: Coverage of the interval, in (0, 1).
+
+    Returns:
+        The summary.
+
+    Raises:
+        StatisticsError: Empty, not one-dimensional or not finite, or `level` out of range.
+    """
+    x = _vector(values, "values")
+    _check_options(level, 1)
+    n, mean = len(x), float(x.mean())
+    if n == 1:
+        return SeedSummary(1, mean, np.nan, np.nan, np.nan, np.nan, level)
+    sample = float(x.std(ddof=1))
+    half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * sample / n**0.5
+    return SeedSummary(n, mean, sample, float(x.std(ddof=0)), mean - half, mean + half, level)
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> SeedSummary:
+    """Summarise a - b over seeds (student minus teacher of the same seed), as `across_seeds` does.
+
+    Args:
+        a: (n,) one finite number per seed.
+        b: (n,) numbers of the same seeds in the same order.
+        level: Coverage of the t interval, in (0, 1).
+
+    Returns:
+        The summary of the n differences.
+
+    Raises:
+        StatisticsError: Empty, not finite, of different lengths, or `level` out of range.
+    """
+    return across_seeds(_paired(a, b), level=level)
+
+
+def _vector(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or x.size == 0:
+        raise StatisticsError(f"{name} must be a list of at least one number; got shape {x.shape}")
+    if not np.isfinite(x).all():
+        bad = int(np.flatnonzero(~np.isfinite(x))[0])
+        raise StatisticsError(f"{name} must be finite; number {bad} is {x[bad]}: leave it out or mend it")
+    return x
+
+
+def _paired(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
+    x, y = _vector(a, "a"), _vector(b, "b")
+    if len(x) != len(y):
+        raise StatisticsError(f"paired values need the same items in the same order; got {len(x)} and {len(y)}")
+    return x - y
+
+
+def _check_options(level: float, resamples: int) -> None:
+    if not 0 < level < 1:
+        raise StatisticsError(f"level must lie between 0 and 1, such as 0.95; got {level}")
+    if resamples < 1:
+        raise StatisticsError(f"resamples must be at least 1; got {resamples}")
+
+
+def _tails(level: float) -> list[float]:
+    return [(1 - level) / 2, (1 + level) / 2]
