@@ -1,0 +1,182 @@
+"""From a stored radiograph to the network's input and back: pixels and boxes through the same geometry.
+
+Paper section 3.2.1: resize to 256, crop the centre 224, RandAugment (training only), ImageNet mean and standard
+deviation. The paper does not say how boxes follow; here they take the same resize and crop as the pixels.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import RandAugment
+
+from tbkd_utils.errors import TbkdError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class GeometryError(TbkdError, ValueError):
+    """An image or boxes that do not fit the geometry."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Resize, then crop the centre, of images of one size.
+
+    The shorter side is resized to `resize` (a square image becomes square, as in the paper), then the central square
+    of side `crop` is kept. This is torchvision's `Resize(resize)` and `CenterCrop(crop)`, for boxes too.
+
+    Attributes:
+        height: Height of the stored image, in pixels.
+        width: Width of the stored image, in pixels.
+        resize: Shorter side after resizing, in pixels.
+        crop: Side of the kept square, in pixels; at most `resize`.
+
+    Raises:
+        GeometryError: If a size is not positive, or `crop` exceeds `resize`.
+    """
+
+    height: int
+    width: int
+    resize: int = 256
+    crop: int = 224
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.crop) < 1 or self.crop > self.resize:
+            raise GeometryError(
+                f"Expected positive sizes and crop <= resize; got an image of {self.height}x{self.width}, "
+                f"resize {self.resize}, crop {self.crop}."
+            )
+
+    @cached_property
+    def resized(self) -> tuple[int, int]:
+        """Height and width after resizing, as torchvision rounds them."""
+        if self.height <= self.width:
+            return self.resize, int(self.resize * self.width / self.height)
+        return int(self.resize * self.height / self.width), self.resize
+
+    @cached_property
+    def offset(self) -> tuple[int, int]:
+        """Top and left of the crop in the resized image, as torchvision rounds them."""
+        return tuple(round((side - self.crop) / 2.0) for side in self.resized)  # type: ignore[return-value]
+
+    @cached_property
+    def _affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scale and shift that take (x, y, x, y) of the stored image to the crop; float64 (4,) each."""
+        scale = np.array([self.resized[1] / self.width, self.resized[0] / self.height] * 2)
+        shift = np.array([self.offset[1], self.offset[0]] * 2, dtype=np.float64)
+        return scale, shift
+
+    def pixels(self, image: np.ndarray) -> np.ndarray:
+        """Resizes (bilinear, antialiased) and crops an image.
+
+        Args:
+            image: uint8 (height, width) or (height, width, 3).
+
+        Returns:
+            uint8 (crop, crop) or (crop, crop, 3).
+
+        Raises:
+            GeometryError: If the image has another size or type.
+        """
+        size = (self.height, self.width)
+        if image.dtype != np.uint8 or image.shape not in (size, (*size, 3)):
+            raise GeometryError(
+                f"Expected a uint8 image of {self.height}x{self.width}, grey or RGB; got {image.dtype} {image.shape}."
+            )
+        resized = Image.fromarray(image).resize(self.resized[::-1], Image.Resampling.BILINEAR)
+        top, left = self.offset
+        return np.asarray(resized.crop((left, top, left + self.crop, top + self.crop)))
+
+    def keeps(self, boxes: np.ndarray) -> np.ndarray:
+        """Returns which boxes have a part inside the crop, bool (k,), for boxes (k, 4) of the stored image."""
+        mapped = self._map(boxes)
+        return (mapped[:, 2] > mapped[:, 0]) & (mapped[:, 3] > mapped[:, 1])
+
+    def boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Takes boxes through the same resize and crop as the pixels.
+
+        Args:
+            boxes: float (k, 4) xyxy, pixels of the stored image.
+
+        Returns:
+            float32 (m, 4) xyxy in pixels of the crop, m <= k: clipped to the crop, without those that fall outside
+            it (`keeps` tells which).
+
+        Raises:
+            GeometryError: If the shape is not (k, 4).
+        """
+        return self._map(boxes)[self.keeps(boxes)]
+
+    def invert_boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Takes boxes of the crop, (k, 4) xyxy, back to float32 pixels of the stored image; nothing is clipped."""
+        scale, shift = self._affine
+        return ((_boxes(boxes) + shift) / scale).astype(np.float32)
+
+    def _map(self, boxes: np.ndarray) -> np.ndarray:
+        scale, shift = self._affine
+        # Rounded before `keeps` compares the sides, so that no kept box has an empty side.
+        return np.clip(_boxes(boxes) * scale - shift, 0, self.crop).astype(np.float32)
+
+
+def _boxes(boxes: np.ndarray) -> np.ndarray:
+    boxes = np.asarray(boxes, dtype=np.float64)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise GeometryError(f"Expected boxes of shape (k, 4), xyxy; got {boxes.shape}.")
+    return boxes
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """Scales pixels to [0, 1] and standardises them by ImageNet's mean and standard deviation.
+
+    Args:
+        pixels: uint8 (n, H, W) grey, or (n, H, W, 3).
+
+    Returns:
+        float32 (n, 3, H, W); a grey image stands in all three channels.
+    """
+    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(1, 3, 1, 1)
+    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(1, 3, 1, 1)
+    channels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)  # (n, 1 or 3, H, W)
+    return (channels.float() / 255 - mean) / std
+
+
+def stable_seed(*parts: int | str) -> int:
+    """Returns a 63-bit seed that depends on the parts alone, the same on every machine."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
+
+
+@contextlib.contextmanager
+def torch_seeded(seed: int) -> Iterator[None]:
+    """Seeds torch's CPU generator for a block and puts its state back afterwards."""
+    state = torch.random.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(state)
+
+
+def augment(image: np.ndarray, operations: int, magnitude: int, seed: int) -> np.ndarray:
+    """Applies torchvision's RandAugment (Cubuk et al. 2019) with random choices that depend on `seed` alone.
+
+    Args:
+        image: uint8 (H, W) or (H, W, 3).
+        operations: Operations in a row; 0 returns the image as it is.
+        magnitude: Strength of each, 0 to 30.
+        seed: Seed of every random choice; use `stable_seed(seed, epoch, sample)`.
+
+    Returns:
+        uint8, same shape.
+    """
+    if operations == 0:
+        return image
+    with torch_seeded(seed):
+        return np.asarray(RandAugment(operations, magnitude)(Image.fromarray(image)))

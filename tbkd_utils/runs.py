@@ -1,0 +1,205 @@
+"""Run folders: named by what made them, written atomically, believed only when complete.
+
+`runs/<recipe>/<kind>-<digest>/` holds one artefact: the digest is over the settings that matter for it. Files are
+written beside their place and renamed; a `done` marker with every file's checksum comes last. A folder without a valid
+marker is resumed or redone, never believed.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import filelock
+import pandas as pd
+import safetensors
+import safetensors.torch
+import torch
+
+from tbkd_utils.errors import TbkdError
+
+FORMAT = 1  # raise it when the content of run folders changes its meaning: old ones are then made anew
+DONE = "done.json"
+
+
+class RunError(TbkdError, RuntimeError):
+    """A run folder that cannot be written, read or believed."""
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """Returns 12 hexadecimal digits that name these settings; the order of the keys does not matter."""
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(f"{FORMAT}:{text}".encode()).hexdigest()[:12]
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns an operating system error about `path` into a `RunError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        advice = {
+            errno.ENOSPC: "The disk is full: free some space and run again; what is finished is kept.",
+            errno.EDQUOT: "Your disk quota is used up: free some space and run again; what is finished is kept.",
+            errno.EACCES: "The folder is not writable: choose another one with --out.",
+            errno.EPERM: "The folder is not writable: choose another one with --out.",
+            errno.EROFS: "The disk is read-only: choose another folder with --out.",
+            errno.ENOTDIR: "A file stands where a folder is needed: choose another folder with --out.",
+            errno.EEXIST: "A file stands where a folder is needed: choose another folder with --out.",
+        }.get(error.errno or 0, "Check the disk and run again; what is finished is kept.")
+        raise RunError(f"{path}: cannot be written or read ({error.strerror or error}). {advice}") from error
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
+    """Writes a file so that a reader sees the old content or the new one, never a part.
+
+    Args:
+        path: The file to write; its folder is made.
+        write: Called with a binary stream, writes the content.
+
+    Raises:
+        RunError: If the disk is full, or the folder cannot be written.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        try:
+            with open(temporary, "xb") as stream:  # not mkstemp: the user's umask decides who may read the file
+                write(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+    return path
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Writes a file atomically."""
+    return write_atomic(path, lambda stream: stream.write(content))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes a text file atomically, as UTF-8."""
+    return write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Writes a value as JSON, atomically."""
+    return write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> Path:
+    """Writes a table as CSV, atomically; floats keep every digit."""
+    return write_text(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> Path:
+    """Writes named tensors as safetensors, atomically."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return write_bytes(path, safetensors.torch.save(plain))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Reads named tensors.
+
+    Raises:
+        RunError: If the file is absent or damaged.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise RunError(f"{path}: cannot be read as safetensors ({error}). Delete its folder and run again.") from error
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        path: The folder, `<out>/runs/<recipe>/<kind>-<digest>`.
+        settings: What made it, as plain JSON values.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+
+    @classmethod
+    def at(cls, root: Path, kind: str, settings: Mapping[str, Any]) -> "Run":
+        """Returns the folder for an artefact; nothing is written yet."""
+        plain = json.loads(json.dumps({**settings, "kind": kind}))  # as the marker gives them back: lists, no tuples
+        return cls(root / f"{kind}-{digest(plain)}", plain)
+
+    def file(self, name: str) -> Path:
+        """Returns the path of one of its files."""
+        return self.path / name
+
+    @property
+    def done(self) -> bool:
+        """Whether the folder is complete: the marker is there and every file has the recorded checksum."""
+        try:
+            marker = json.loads(self.file(DONE).read_text())
+            same = marker["settings"] == self.settings
+            return same and all(file_sha256(self.file(name)) == sha for name, sha in marker["files"].items())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False
+
+    def finish(self) -> None:
+        """Marks the folder as complete, with the checksum of every file in it; hidden files do not count."""
+        with explained(self.path):
+            names = sorted(
+                str(entry.relative_to(self.path))
+                for entry in self.path.rglob("*")
+                if entry.is_file() and not _hidden(entry.relative_to(self.path)) and entry != self.file(DONE)
+            )
+            files = {name: file_sha256(self.file(name)) for name in names}
+        write_json(self.file(DONE), {"settings": self.settings, "files": files})
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator[bool]:
+        """Holds the folder while its content is made; yields whether there is anything to make.
+
+        Two processes may ask for the same folder: the second waits and then finds it done.
+
+            with run.making() as needed:
+                if needed:
+                    ...  # write the files; the marker is written when the block ends without an error
+        """
+        with explained(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.path.with_name(f".{self.path.name}.lock"))
+            lock.acquire()
+        try:
+            needed = not self.done
+            if needed:
+                with explained(self.path):
+                    self.path.mkdir(exist_ok=True)
+                    self.file(DONE).unlink(missing_ok=True)  # a marker that does not hold is worse than none
+                    for leftover in self.path.glob(".*"):  # of a process that was killed while it wrote
+                        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                write_json(self.file("settings.json"), self.settings)
+            yield needed
+            if needed:
+                self.finish()
+        finally:
+            lock.release()
+
+
+def _hidden(path: Path) -> bool:
+    """Whether a name in a relative path begins with a dot."""
+    return any(part.startswith(".") for part in path.parts)
