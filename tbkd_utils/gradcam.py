@@ -1,0 +1,118 @@
+"""Grad-CAM heatmaps (Selvaraju et al. 2017), by captum as in the paper (section 3.3)."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from captum.attr import LayerGradCam
+from torch import nn
+
+from tbkd_utils.backbones import last_stage
+from tbkd_utils.errors import TbkdError
+
+
+class HeatmapError(TbkdError, ValueError):
+    """Images, a class or a layer that a heatmap cannot be made for."""
+
+
+def class_activation_maps(
+    model: nn.Module,
+    images: torch.Tensor,
+    target: int = 1,
+    *,
+    layer: nn.Module | str | None = None,
+    relu: bool = True,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Returns Grad-CAM maps at the resolution of the layer.
+
+    Map = ReLU(sum over channels c of w_c * A_c), where A is the layer's output and w_c the mean over positions of the
+    gradient of the target's logit with respect to A_c.
+
+    Args:
+        model: A classifier, (n, 3, H, W) -> (n, classes). It is used in evaluation mode and left as it was.
+        images: float32 (n, 3, H, W), normalised.
+        target: The class that is explained; 1 = TB.
+        layer: A layer of the model or its dotted name; None for the last convolutional stage.
+        relu: Whether negative values become 0. Captum's own default is not to; the paper's reference does.
+        batch_size: Images at a time; it does not change the result.
+
+    Returns:
+        float32 (n, h, w), for a 224-pixel image and a ResNet 7x7.
+
+    Raises:
+        HeatmapError: If the images have another shape or type, the layer does not exist or gives no maps, or the
+            class does not exist.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0 or not images.is_floating_point():
+        raise HeatmapError(f"Expected float images (n, 3, H, W), n > 0; got {images.dtype} {tuple(images.shape)}.")
+    if target < 0:
+        raise HeatmapError(f"Class {target} cannot be explained: expected 0 or more.")
+    chosen = _layer(model, layer)
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        explainer = LayerGradCam(model, chosen)
+        maps = []
+        for batch in images.split(batch_size):  # (b, 3, H, W)
+            try:
+                with torch.inference_mode(False):  # the map needs a gradient even where the caller needs none
+                    batch = batch.clone() if batch.is_inference() else batch
+                    attribution = explainer.attribute(batch, target=target, relu_attributions=relu)  # (b, 1, h, w)
+            except (IndexError, AssertionError) as error:
+                raise HeatmapError(f"Class {target} cannot be explained: {error}") from error
+            if attribution.ndim != 4:
+                raise HeatmapError(
+                    f"The layer {layer!r} gives no maps (n, channels, h, w): choose a convolutional one."
+                )
+            maps.append(attribution.detach().squeeze(1).float().cpu())
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return torch.cat(maps).numpy()
+
+
+def upsample(maps: np.ndarray, size: tuple[int, int], mode: str = "bilinear") -> np.ndarray:
+    """Enlarges maps, (n, h, w) to float32 (n, H, W); `mode` is bilinear or nearest (captum's own default).
+
+    Every value stays between its map's extremes, so that a constant map stays constant to the last bit and gives no
+    box: interpolation alone rounds it to a pattern, which normalisation would blow up.
+    """
+    tensor = torch.from_numpy(np.array(maps, dtype=np.float32)).unsqueeze(1)  # (n, 1, h, w)
+    options = {"align_corners": False} if mode == "bilinear" else {}
+    large = F.interpolate(tensor, size=size, mode=mode, **options)  # (n, 1, H, W)
+    return large.clamp(tensor.amin(dim=(2, 3), keepdim=True), tensor.amax(dim=(2, 3), keepdim=True)).squeeze(1).numpy()
+
+
+def heatmaps(
+    model: nn.Module,
+    images: torch.Tensor,
+    target: int = 1,
+    *,
+    layer: nn.Module | str | None = None,
+    relu: bool = True,
+    upsampling: str = "bilinear",
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Returns Grad-CAM heatmaps at the resolution of the images; see `class_activation_maps` for the arguments.
+
+    Returns:
+        float32 (n, H, W), at least 0 when `relu`, not normalised.
+
+    Raises:
+        HeatmapError: If the images have another shape or the layer or the class does not exist.
+    """
+    maps = class_activation_maps(model, images, target, layer=layer, relu=relu, batch_size=batch_size)
+    return upsample(maps, (images.shape[2], images.shape[3]), upsampling)
+
+
+def _layer(model: nn.Module, layer: nn.Module | str | None) -> nn.Module:
+    if isinstance(layer, nn.Module):
+        if not any(layer is module for module in model.modules()):
+            raise HeatmapError(f"The layer {type(layer).__name__} is no part of the network.")
+        return layer
+    if layer in (None, "last_stage"):
+        return last_stage(model)
+    try:
+        return model.get_submodule(str(layer))
+    except AttributeError as error:
+        raise HeatmapError(f"The network has no layer '{layer}': {error}.") from error
