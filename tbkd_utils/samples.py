@@ -1,0 +1,145 @@
+"""The preprocessed radiographs of a split: decoded, resized and cropped once, then read from a memory-mapped file."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import BinaryIO, Self
+
+import numpy as np
+import torch
+
+from tbkd_utils.dataset import DatasetError, Radiograph, fingerprint
+from tbkd_utils.images import read_image, to_grey
+from tbkd_utils.preprocess import Geometry, normalise
+from tbkd_utils.runs import Run, write_atomic
+
+PIXELS = "pixels.npy"
+SIZES = "sizes.npy"
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Radiographs at the scale of the network.
+
+    A radiograph is grey: TBX11K's three channels are equal, so one is kept and nothing is lost; a coloured file is
+    reduced to its luminance.
+
+    Attributes:
+        names: Path of each file relative to the images folder, n of them.
+        sources: Which collection each comes from.
+        labels: int64 (n,), 0 = no TB, 1 = TB.
+        pixels: uint8 (n, crop, crop), grey.
+        boxes: Per image float32 (k, 4) xyxy in pixels of the crop; those outside the crop are left out.
+        areas: Per image float64 (k',), area of every stored box at the scale of the crop, before clipping to it.
+        geometries: Per image the way from the stored pixels to these.
+    """
+
+    names: tuple[str, ...]
+    sources: tuple[str, ...]
+    labels: np.ndarray
+    pixels: np.ndarray
+    boxes: tuple[np.ndarray, ...]
+    areas: tuple[np.ndarray, ...]
+    geometries: tuple[Geometry, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def dropped_boxes(self) -> int:
+        """How many boxes fell outside the crop."""
+        return sum(len(areas) for areas in self.areas) - sum(len(boxes) for boxes in self.boxes)
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
+        """Returns the samples at these positions, in this order; the pixels are copied."""
+        return type(self)(
+            names=tuple(self.names[i] for i in indices),
+            sources=tuple(self.sources[i] for i in indices),
+            labels=self.labels[indices],
+            pixels=self.pixels[indices],
+            boxes=tuple(self.boxes[i] for i in indices),
+            areas=tuple(self.areas[i] for i in indices),
+            geometries=tuple(self.geometries[i] for i in indices),
+        )
+
+    def images(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Returns normalised network input, float32 (m, 3, crop, crop), of the samples from `start` to `stop`."""
+        return normalise(torch.from_numpy(np.array(self.pixels[start:stop])))
+
+
+def load_samples(
+    records: Sequence[Radiograph],
+    run_at: Callable[[str, dict], Run],
+    resize: int,
+    crop: int,
+) -> Samples:
+    """Decodes, resizes and crops radiographs once, and reads them from the cache afterwards.
+
+    Args:
+        records: The radiographs, n of them.
+        run_at: Gives the run folder for a kind and its settings.
+        resize: Shorter side after resizing, in pixels.
+        crop: Side of the centre crop, in pixels.
+
+    Raises:
+        ImageError: If a file cannot be decoded.
+        DatasetError: If boxes refer to an image of another size than the stored one.
+        RunError: If the cache cannot be written.
+    """
+    run = run_at("pixels", {"fingerprint": fingerprint(records), "resize": resize, "crop": crop})
+    with run.making() as needed:
+        if needed:
+            _decode_all(records, run, resize, crop)
+    sizes = np.load(run.file(SIZES))
+    for (height, width), record in zip(sizes.tolist(), records, strict=True):
+        if len(record.boxes) and record.size not in (None, (width, height)):
+            raise DatasetError(
+                f"{record.path}: stored with (width, height) {(width, height)}, but its boxes refer to "
+                f"{record.size}, so they would be misplaced. Take images and annotations from the same release."
+            )
+    geometries = tuple(Geometry(int(h), int(w), resize, crop) for h, w in sizes)
+    pairs = list(zip(geometries, records, strict=True))
+    return Samples(
+        names=tuple(record.name for record in records),
+        sources=tuple(record.source for record in records),
+        labels=np.array([record.label for record in records], dtype=np.int64),
+        pixels=np.load(run.file(PIXELS), mmap_mode="r"),
+        boxes=tuple(geometry.boxes(record.boxes) for geometry, record in pairs),
+        areas=tuple(_scaled_areas(geometry, record.boxes) for geometry, record in pairs),
+        geometries=geometries,
+    )
+
+
+def _scaled_areas(geometry: Geometry, boxes: np.ndarray) -> np.ndarray:
+    scale = (geometry.resized[0] / geometry.height) * (geometry.resized[1] / geometry.width)
+    sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
+    return sides.prod(axis=1) * scale
+
+
+def _decode_all(records: Sequence[Radiograph], run: Run, resize: int, crop: int) -> None:
+    """Streams the crops into the cache, so that memory does not grow with the number of radiographs."""
+    sizes = np.zeros((len(records), 2), dtype=np.int64)
+
+    def decode(record: Radiograph) -> tuple[tuple[int, int], np.ndarray]:
+        image = to_grey(read_image(record.path))
+        geometry = Geometry(image.shape[0], image.shape[1], resize, crop)
+        return image.shape[:2], geometry.pixels(image)
+
+    def write(stream: BinaryIO) -> None:
+        shape = (len(records), crop, crop)
+        header = {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)),
+            "fortran_order": False,
+            "shape": shape,
+        }
+        np.lib.format.write_array_header_1_0(stream, header)
+        # PIL decodes and resizes without holding Python's lock; chunks bound what is in memory.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(records), 256):
+                for offset, (size, pixels) in enumerate(pool.map(decode, records[start : start + 256])):
+                    sizes[start + offset] = size
+                    stream.write(pixels.tobytes())
+
+    write_atomic(run.file(PIXELS), write)
+    write_atomic(run.file(SIZES), lambda stream: np.save(stream, sizes))

@@ -1,0 +1,260 @@
+"""Training: early stopping, the kept epoch, and the same bits whatever happens on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tbkd_utils.callbacks import RESUME, ResumeWarning
+from tbkd_utils.experiment import Experiment
+from tbkd_utils.feeding import EpochOrder, TrainingImages, training_loader
+from tbkd_utils.fitting import LOSS, Classifier, TrainingError
+from tbkd_utils.preprocess import normalise
+from tbkd_utils.runs import file_sha256
+from tbkd_utils.training import TrainedClassifier, finished, train_student, train_teacher
+
+KEPT = ("best.safetensors", "last.safetensors", "history.csv")
+
+
+def outcome(trained: TrainedClassifier) -> dict[str, str]:
+    return {name: file_sha256(trained.run.file(name)) for name in KEPT}
+
+
+def small(out: Path, **overrides: object) -> Experiment:
+    return Experiment.open("smoke", out=out, overrides=overrides)
+
+
+def test_teacher_and_student_leave_a_complete_folder(smoke: Experiment) -> None:
+    for trained in (train_teacher(smoke), train_student(smoke)):
+        assert trained.run.done
+        assert list(trained.history.columns) == ["epoch", "train_loss", LOSS, "monitored_accuracy"]
+        assert len(trained.history) == smoke.recipe.epochs
+        assert not trained.run.file(RESUME).exists()
+        assert not trained.model().training
+
+
+def test_a_finished_training_is_not_repeated(smoke: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = outcome(train_teacher(smoke))
+    monkeypatch.setattr("tbkd_utils.training._fit", lambda *_: pytest.fail("trained again"))
+    assert outcome(train_teacher(smoke)) == before
+
+
+def test_the_student_learns_from_its_teacher(smoke: Experiment) -> None:
+    assert outcome(train_teacher(smoke)) != outcome(train_student(smoke))
+
+
+def test_two_runs_give_the_same_bits(smoke: Experiment, tmp_path: Path) -> None:
+    again = small(tmp_path)
+    assert outcome(train_student(again)) == outcome(train_student(smoke))
+    assert outcome(train_teacher(again)) == outcome(train_teacher(smoke))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_number_of_workers_changes_nothing(smoke: Experiment, tmp_path: Path, workers: int) -> None:
+    assert outcome(train_student(small(tmp_path, workers=workers))) == outcome(train_student(smoke))
+
+
+def test_the_seed_changes_the_last_layer_and_not_the_batches(smoke: Experiment, tmp_path: Path) -> None:
+    other = small(tmp_path, seed=1)
+    assert outcome(train_teacher(other)) != outcome(train_teacher(smoke))
+    batches = [list(training_loader(e.train, e.recipe, lambda: 3)) for e in (smoke, other)]
+    for (a, labels_a), (b, labels_b) in zip(*batches, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(labels_a, labels_b)
+
+
+def test_order_and_augmentation_depend_on_seed_epoch_and_sample_alone(smoke: Experiment) -> None:
+    first, second = (list(EpochOrder(50, 7, lambda epoch=epoch: epoch)) for epoch in (0, 1))
+    assert sorted(index for _, index in first) == list(range(50))
+    assert {epoch for epoch, _ in second} == {1}
+    assert [i for _, i in first] != [i for _, i in second]
+    assert list(EpochOrder(50, 7, lambda: 0)) == first
+    assert list(EpochOrder(50, 8, lambda: 0)) != first
+
+    images = TrainingImages(smoke.train, smoke.recipe)
+    picture, label = images[2, 5]
+    torch.manual_seed(123)
+    assert torch.equal(images[2, 5][0], picture)
+    assert label == smoke.train.labels[5]
+    # The same radiograph at another place in a smaller set is augmented the same way.
+    alone = TrainingImages(smoke.train.subset([5]), smoke.recipe)
+    assert torch.equal(alone[2, 0][0], picture)
+    versions = {images[epoch, 5][0].numpy().tobytes() for epoch in range(8)}
+    assert len(versions) > 4
+
+
+def test_an_interrupted_training_resumes_to_the_same_bits(
+    smoke: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stops in the middle of the second epoch, as a crash would, for teacher and student."""
+    for train in (train_teacher, train_student):
+        experiment = small(tmp_path / train.__name__)
+        if train is train_student:
+            train_teacher(experiment)
+        step = Classifier.training_step
+
+        def crash(self: Classifier, batch: object, index: int, step: object = step) -> torch.Tensor:
+            if self.current_epoch == 1 and index == 1:
+                raise OSError("power cut")
+            return step(self, batch, index)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Classifier, "training_step", crash)
+            with pytest.raises(OSError, match="power cut"):
+                train(experiment)
+        role = train.__name__.removeprefix("train_")
+        run = experiment.run_at(role, experiment.training_settings(role))
+        assert run.file(RESUME).exists()
+        assert not run.done
+
+        epochs: list[int] = []
+
+        def watched(
+            self: Classifier, batch: object, index: int, step: object = step, epochs: list[int] = epochs
+        ) -> torch.Tensor:
+            epochs.append(self.current_epoch)
+            return step(self, batch, index)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Classifier, "training_step", watched)
+            resumed = train(experiment)
+        assert set(epochs) == {1}, "the finished epoch is not repeated"
+        assert outcome(resumed) == outcome(train(smoke))
+
+
+def test_a_killed_process_resumes_to_the_same_bits(smoke: Experiment, tmp_path: Path) -> None:
+    code = (
+        "from tbkd_utils.experiment import Experiment; from tbkd_utils.training import train_teacher;"
+        f"train_teacher(Experiment.open('smoke', out={str(tmp_path)!r}, overrides={{'epochs': 6}}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    experiment = small(tmp_path, epochs=6)
+    run = experiment.run_at("teacher", experiment.training_settings("teacher"))
+    deadline = time.monotonic() + 120
+    while not run.file(RESUME).exists():
+        assert time.monotonic() < deadline, "no epoch was finished in time"
+        assert process.poll() is None, "the process ended by itself"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not run.done
+    resumed = train_teacher(experiment)
+    assert outcome(resumed) == outcome(train_teacher(small(tmp_path / "other", epochs=6)))
+
+
+def test_a_damaged_checkpoint_is_said_and_not_believed(smoke: Experiment, tmp_path: Path) -> None:
+    experiment = small(tmp_path)
+    run = experiment.run_at("teacher", experiment.training_settings("teacher"))
+    run.path.mkdir(parents=True)
+    run.file(RESUME).write_bytes(b"PK\x03\x04 half a checkpoint")
+    with pytest.warns(ResumeWarning, match="damaged"):
+        trained = train_teacher(experiment)
+    assert outcome(trained) == outcome(train_teacher(smoke))
+
+
+def test_a_damaged_result_is_made_again(smoke: Experiment, tmp_path: Path) -> None:
+    trained = train_teacher(small(tmp_path))
+    weights = trained.run.file("best.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert not trained.run.done
+    assert outcome(train_teacher(small(tmp_path))) == outcome(train_teacher(smoke))
+
+
+def rows(*losses: float) -> list[dict[str, float]]:
+    return [{"epoch": i, LOSS: loss} for i, loss in enumerate(losses)]
+
+
+def test_when_training_is_finished(smoke: Experiment) -> None:
+    recipe = smoke.recipe.changed(epochs=5, patience=2)
+    assert not finished(rows(3), recipe)
+    assert not finished(rows(3, 2, 2.5), recipe)
+    assert finished(rows(3, 2, 2.5, 2), recipe), "an equal loss is not a lower one"
+    assert not finished(rows(3, 2, 2.5, 1.9), recipe)
+    assert finished(rows(5, 4, 3, 2, 1), recipe), "the last epoch"
+
+
+def test_early_stopping_counts_epochs_without_a_lower_loss(tmp_path: Path) -> None:
+    """At a huge learning rate the monitored loss soon stops falling."""
+    experiment = small(tmp_path, epochs=12, patience=2, learning_rate=0.05)
+    losses = train_teacher(experiment).history[LOSS].to_numpy()
+    assert len(losses) < 12
+    assert len(losses) - 1 - losses.argmin() == 2
+
+
+def test_the_best_epoch_is_kept_or_the_last_if_asked(tmp_path: Path) -> None:
+    trained = train_teacher(small(tmp_path, epochs=4, learning_rate=0.05))
+    losses = trained.history[LOSS].to_numpy()
+    assert losses.argmin() < len(losses) - 1, "the case needs a best epoch before the last one"
+    best = trained.run.file("best.safetensors").read_bytes()
+    assert best != trained.run.file("last.safetensors").read_bytes()
+    for keep in ("best", "last"):
+        model = TrainedClassifier("teacher", trained.recipe.changed(keep=keep), trained.run).model()
+        loss = mean_loss(model, small(tmp_path, epochs=4, learning_rate=0.05))
+        assert loss == pytest.approx(losses.min() if keep == "best" else losses[-1], rel=1e-4)
+
+
+def mean_loss(model: torch.nn.Module, experiment: Experiment) -> float:
+    monitor = experiment.monitor
+    assert monitor is not None
+    with torch.inference_mode():
+        logits = model(normalise(torch.from_numpy(np.array(monitor.pixels))))
+    return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(monitor.labels)))
+
+
+@pytest.mark.parametrize("monitor", ["val", "train"])
+def test_other_monitors(tmp_path: Path, monitor: str) -> None:
+    history = train_teacher(small(tmp_path, monitor=monitor, epochs=1)).history
+    if monitor == "train":
+        assert history[LOSS].tolist() == history["train_loss"].tolist()
+        assert history["monitored_accuracy"].isna().all()
+    else:
+        assert history[LOSS].tolist() != history["train_loss"].tolist()
+
+
+def test_a_diverging_loss_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="lower learning_rate"):
+        train_teacher(small(tmp_path, learning_rate=1e30, epochs=4))
+
+
+def test_the_teacher_is_neither_changed_nor_stored(smoke: Experiment, tmp_path: Path) -> None:
+    teacher = train_teacher(smoke).model()
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    module = Classifier(smoke.recipe, train_teacher(smoke).model(), teacher)
+    assert not any("teacher" in key for key in module.state_dict())
+    train_student(smoke)
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+
+
+def test_precision_and_layout_are_settings(tmp_path: Path) -> None:
+    plain = train_teacher(small(tmp_path, epochs=1)).history
+    for overrides in ({"precision": "bf16-mixed"}, {"channels_last": False}):
+        other = train_teacher(small(tmp_path, epochs=1, **overrides)).history
+        assert other["train_loss"][0] == pytest.approx(plain["train_loss"][0], rel=0.2)
+    assert len(list(small(tmp_path).runs.glob("teacher-*"))) == 3
+
+
+def test_the_progress_bar_covers_all_steps(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train_teacher(small(tmp_path, epochs=2), progress=True)
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("100%") == 1
+    assert "teacher (seed 42)" in shown.err
+
+
+def test_nothing_is_printed_unasked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train_teacher(small(tmp_path, epochs=1))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_history_is_plain_csv(smoke: Experiment) -> None:
+    trained = train_teacher(smoke)
+    table = pd.read_csv(trained.run.file("history.csv"))
+    assert np.isfinite(table.to_numpy()).all()
