@@ -1,0 +1,258 @@
+"""What a trained network says of the test set: rows per image, then summaries, each kept in a run folder."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from tbkd_utils.boxes import boxes_from_json
+from tbkd_utils.classification import classification_rows, classification_summary
+from tbkd_utils.errors import TbkdError
+from tbkd_utils.experiment import Experiment
+from tbkd_utils.gradcam import class_activation_maps, upsample
+from tbkd_utils.localization import (
+    DELTAS,
+    energy_inside,
+    mean_iou,
+    score_rows,
+    summarize,
+    threshold_rows,
+)
+from tbkd_utils.runs import Run, read_tensors, write_csv, write_tensors
+from tbkd_utils.samples import Samples
+from tbkd_utils.statistics import bootstrap_interval, bootstrap_metric
+from tbkd_utils.synthetic import read_synthetic_tokens
+from tbkd_utils.training import TrainedClassifier
+
+THRESHOLDS = np.round(np.arange(0.02, 1.0, 0.02), 2)
+"""Shares of the normalised heatmap at which the curves are drawn."""
+
+
+class EvaluationError(TbkdError, ValueError):
+    """A test set that an evaluation cannot be made on."""
+
+
+def probabilities(experiment: Experiment, trained: TrainedClassifier) -> pd.DataFrame:
+    """Returns one row per test radiograph: name, source, label, p_tb; computed once and kept.
+
+    Raises:
+        RunError: If the run folder cannot be written.
+    """
+    samples = experiment.test
+    run = experiment.run_at("probabilities", _made_from(experiment, trained))
+    with run.making() as needed:
+        if needed:
+            model = trained.model()
+            size = experiment.recipe.eval_batch_size
+            with torch.inference_mode():
+                batches = [model(samples.images(i, i + size)) for i in range(0, len(samples), size)]
+            p_tb = torch.cat(batches).double().softmax(dim=1)[:, 1].numpy()  # (n,)
+            rows = classification_rows(samples.names, p_tb, samples.labels, samples.sources)
+            write_csv(run.file("rows.csv"), rows)
+    return pd.read_csv(run.file("rows.csv"))
+
+
+def classification(experiment: Experiment, trained: TrainedClassifier) -> pd.DataFrame:
+    """Returns Table 4 for one network: metric, value, low, high, n; from the rows of `probabilities`."""
+    recipe = experiment.recipe
+    return classification_summary(probabilities(experiment, trained), recipe.resamples, recipe.statistics_seed)
+
+
+@dataclass(frozen=True)
+class Localization:
+    """Heatmaps, boxes and scores of one network on the test radiographs that have a ground-truth box.
+
+    Attributes:
+        role: `teacher` or `student`.
+        samples: The scored radiographs, n of them.
+        maps: float32 (n, h, w), Grad-CAM at the layer's resolution, not normalised.
+        min_area: Algorithm 1's minimum area, in square pixels of the crop.
+        run: The run folder with `rows.csv`, `thresholds.csv` and `thresholds_all_sizes.csv`.
+        experiment: Recipe and data.
+    """
+
+    role: str
+    samples: Samples
+    maps: np.ndarray
+    min_area: float
+    run: Run
+    experiment: Experiment
+
+    @cached_property
+    def heatmaps(self) -> np.ndarray:
+        """The maps at the resolution of the crop, float32 (n, H, W)."""
+        return upsample(self.maps, self.samples.pixels.shape[1:3], self.experiment.recipe.cam_upsampling)
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """One row per image; see `localization.score_rows`."""
+        return pd.read_csv(self.run.file("rows.csv"))
+
+    @cached_property
+    def boxes(self) -> list[np.ndarray]:
+        """The predicted boxes of every image, float32 (k, 4) xyxy in pixels of the crop."""
+        return [boxes_from_json(text) for text in self.rows["boxes"]]
+
+    @cached_property
+    def miou(self) -> float:
+        """The paper's mIOU, under the recipe's `no_prediction` and `average`."""
+        return mean_iou(self.samples.boxes, self.boxes, **_averaging(self.experiment))
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """Every metric with its interval: metric, mean, low, high, n; MaxBoxAccV2 is the last row."""
+        recipe = self.experiment.recipe
+        table = summarize(self.rows, recipe.resamples, recipe.statistics_seed, **_averaging(self.experiment))
+        return pd.concat(
+            [table, max_box_acc_row(self.threshold_rows(all_sizes=True), recipe.resamples, recipe.statistics_seed)],
+            ignore_index=True,
+        )
+
+    def threshold_rows(self, *, all_sizes: bool = False) -> pd.DataFrame:
+        """One row per image and threshold; `all_sizes` keeps boxes below the minimum area too."""
+        return pd.read_csv(self.run.file("thresholds_all_sizes.csv" if all_sizes else "thresholds.csv"))
+
+
+def localization(experiment: Experiment, trained: TrainedClassifier) -> Localization:
+    """Makes heatmaps and boxes and scores them; computed once and kept.
+
+    Raises:
+        EvaluationError: If no test radiograph has a box, or no training radiograph, which the minimum area needs.
+        RunError: If a run folder cannot be written.
+    """
+    recipe = experiment.recipe
+    samples = _scored(experiment, trained)
+    areas = np.concatenate([areas for areas in experiment.full_train.areas])
+    if len(areas) == 0:
+        raise EvaluationError(
+            f"{experiment.root}: no training radiograph has a box, but Algorithm 1 takes its minimum area from them. "
+            "Complete the annotations."
+        )
+    min_area = float(np.quantile(areas, recipe.min_area_quantile))
+
+    heat = experiment.run_at("heatmaps", _made_from(experiment, trained) | recipe.part("heatmaps") | {
+        "scored_images": recipe.scored_images
+    })  # fmt: skip
+    with heat.making() as needed:
+        if needed:
+            maps = class_activation_maps(
+                trained.model(), samples.images(), layer=recipe.cam_layer, relu=recipe.cam_relu,
+                batch_size=recipe.eval_batch_size,
+            )  # fmt: skip
+            write_tensors(heat.file("maps.safetensors"), {"maps": torch.from_numpy(maps)})
+    maps = read_tensors(heat.file("maps.safetensors"))["maps"].numpy()
+
+    run = experiment.run_at("localization", {"heatmaps": heat.path.name} | recipe.part("scores"))
+    found = Localization(trained.role, samples, maps, min_area, run, experiment)
+    with run.making() as needed:
+        if needed:
+            score = partial(score_rows, area=recipe.area, method=recipe.normalisation)
+            curve = partial(threshold_rows, area=recipe.area, method=recipe.normalisation)
+            given = (samples.names, found.heatmaps, samples.boxes)
+            write_csv(run.file("rows.csv"), score(*given, recipe.threshold, min_area))
+            write_csv(run.file("thresholds.csv"), curve(*given, min_area, THRESHOLDS))
+            write_csv(run.file("thresholds_all_sizes.csv"), curve(*given, 0.0, THRESHOLDS))
+    return found
+
+
+def paired_rows(teacher: Localization, student: Localization) -> pd.DataFrame:
+    """Returns one row per radiograph that both networks are scored on.
+
+    Returns:
+        Columns name, and for every other column of `Localization.rows` `<column>_teacher` and `<column>_student`.
+
+    Raises:
+        EvaluationError: If no radiograph is scored for both.
+    """
+    pairs = teacher.rows.merge(student.rows, on="name", suffixes=("_teacher", "_student"), validate="1:1")
+    if pairs.empty:
+        raise EvaluationError(
+            f"{teacher.experiment.root}: no radiograph is scored for both networks, so they cannot be compared. Set "
+            "scored_images to 'boxed'."
+        )
+    return pairs
+
+
+def max_box_acc_row(rows: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Returns MaxBoxAccV2 (Choe et al. 2020) from one row per image and threshold, in the form of a summary's row.
+
+    Per IoU level the best threshold's share of hit images, then the mean over levels. The threshold is chosen on the
+    scored images, so the number is optimistic, for every network alike; each bootstrap resample chooses it anew.
+    """
+    best = rows.pivot(index="name", columns="threshold", values="best_iou").to_numpy()  # (images, thresholds)
+    hits = np.stack([best >= delta for delta in DELTAS], axis=1).astype(np.float32)  # (images, levels, thresholds)
+
+    def metric(index: np.ndarray) -> dict[str, float]:
+        return {"value": float(hits[index].mean(axis=0, dtype=np.float64).max(axis=1).mean())}
+
+    value = metric(np.arange(len(hits)))["value"]
+    low, high = bootstrap_metric(metric, np.zeros(len(hits)), resamples=resamples, seed=seed)["value"]
+    return pd.DataFrame([{"metric": "max_box_acc_v2", "mean": value, "low": low, "high": high, "n": len(best)}])
+
+
+def token_energy(found: Localization, tokens: Mapping[str, np.ndarray | None]) -> pd.DataFrame:
+    """Measures the known shortcut: the share of heatmap energy on the corner token of a synthetic radiograph.
+
+    Args:
+        found: Heatmaps of one network.
+        tokens: Name of a radiograph to its token's box (xyxy, stored pixels) or None, from `read_synthetic_tokens`.
+
+    Returns:
+        One row per scored radiograph that shows a token inside the crop: name, energy (0 to 1), token_area (share of
+        the crop).
+    """
+    rows = []
+    side = float(np.prod(found.samples.pixels.shape[1:3]))
+    for name, heatmap, geometry in zip(found.samples.names, found.heatmaps, found.samples.geometries, strict=True):
+        token = tokens.get(name)
+        box = geometry.boxes(token[None]) if token is not None else np.empty((0, 4), np.float32)
+        if len(box):
+            share = float((box[:, 2:] - box[:, :2]).prod(axis=1).sum()) / side
+            rows.append({"name": name, "energy": energy_inside(heatmap, box), "token_area": share})
+    return pd.DataFrame(rows, columns=["name", "energy", "token_area"])
+
+
+def shortcut_table(experiment: Experiment, found: Sequence[Localization]) -> pd.DataFrame:
+    """Returns, per network, the mean share of heatmap energy on the synthetic token and its interval.
+
+    Returns:
+        Columns network, energy, low, high, token_area, n; no row where no token is known or in sight.
+    """
+    recipe = experiment.recipe
+    columns = ["network", "energy", "low", "high", "token_area", "n"]
+    if not experiment.synthetic:
+        return pd.DataFrame(columns=columns)
+    tokens = read_synthetic_tokens(experiment.root)
+    rows = []
+    for one in found:
+        table = token_energy(one, tokens)
+        if table.empty:
+            continue
+        interval = bootstrap_interval(table["energy"], resamples=recipe.resamples, seed=recipe.statistics_seed)
+        rows.append((one.role, table["energy"].mean(), *interval, table["token_area"].mean(), len(table)))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _made_from(experiment: Experiment, trained: TrainedClassifier) -> dict[str, str]:
+    return {"network": trained.run.path.name, "keep": trained.recipe.keep}
+
+
+def _scored(experiment: Experiment, trained: TrainedClassifier) -> Samples:
+    chosen = np.array([len(boxes) > 0 for boxes in experiment.test.boxes])
+    if experiment.recipe.scored_images == "boxed_and_called_tb":
+        chosen &= probabilities(experiment, trained)["p_tb"].to_numpy() > 0.5
+    if not chosen.any():
+        raise EvaluationError(
+            f"{experiment.root}: no radiograph of the test set ({' + '.join(experiment.recipe.test_splits)}) can be "
+            "scored: none has a ground-truth box inside the crop"
+            + (" and is called TB." if experiment.recipe.scored_images != "boxed" else ".")
+        )
+    return experiment.test.subset(np.flatnonzero(chosen))
+
+
+def _averaging(experiment: Experiment) -> dict[str, Any]:
+    return {"no_prediction": experiment.recipe.no_prediction, "average": experiment.recipe.average}

@@ -1,0 +1,427 @@
+"""Rows per image and what is made of them: every number is computed again from the files that are kept."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny_dataset as tiny
+import torch
+
+from tbkd_utils import evaluation as module
+from tbkd_utils.boxes import boxes_from_heatmaps, boxes_from_json
+from tbkd_utils.classification import METRICS, metrics_from_counts
+from tbkd_utils.errors import TbkdError
+from tbkd_utils.evaluation import (
+    THRESHOLDS,
+    EvaluationError,
+    Localization,
+    classification,
+    localization,
+    max_box_acc_row,
+    paired_rows,
+    probabilities,
+    shortcut_table,
+    token_energy,
+)
+from tbkd_utils.experiment import Experiment
+from tbkd_utils.gradcam import heatmaps
+from tbkd_utils.localization import (
+    DELTAS,
+    SCORES,
+    energy_inside,
+    image_score,
+    matched_score,
+    max_box_acc,
+    mean_iou,
+    pointing_hit,
+    threshold_rows,
+)
+from tbkd_utils.runs import Run
+from tbkd_utils.statistics import bootstrap_interval
+from tbkd_utils.synthetic import read_synthetic_tokens
+from tbkd_utils.training import TrainedClassifier, train_student, train_teacher
+
+
+@pytest.fixture(scope="module")
+def teacher(smoke: Experiment) -> TrainedClassifier:
+    return train_teacher(smoke)
+
+
+@pytest.fixture(scope="module")
+def student(smoke: Experiment) -> TrainedClassifier:
+    return train_student(smoke)
+
+
+@pytest.fixture(scope="module")
+def found(smoke: Experiment, teacher: TrainedClassifier) -> Localization:
+    return localization(smoke, teacher)
+
+
+def changed(experiment: Experiment, **settings) -> Experiment:
+    """The same data and folders under other settings."""
+    return dataclasses.replace(experiment, recipe=experiment.recipe.changed(**settings))
+
+
+def elsewhere(experiment: Experiment, folder: Path, **settings) -> Experiment:
+    """The same data under other settings, with runs in a folder of its own."""
+    return Experiment(experiment.recipe.changed(**settings), folder, experiment.root)
+
+
+@pytest.fixture
+def blobs(smoke: Experiment, teacher: TrainedClassifier, tmp_path: Path, monkeypatch) -> Callable[..., Localization]:
+    """Scores hand-made heatmaps, under some settings: one blob each, from a speck to half the image."""
+    y, x = np.mgrid[:64, :64] + 0.5
+    maps = []
+    for spread, boxes in zip(np.geomspace(1, 20, 8), smoke.test.subset(range(8)).boxes, strict=True):
+        cx, cy = (boxes[0, :2] + boxes[0, 2:]) / 2
+        maps.append(np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * spread**2)))
+    monkeypatch.setattr(module, "class_activation_maps", lambda *_, **__: np.float32(maps))
+    return lambda **settings: localization(elsewhere(smoke, tmp_path, **settings), teacher)
+
+
+# --- probabilities and Table 4 --------------------------------------------------------------------------------------
+
+
+def test_one_row_per_test_radiograph_in_order(smoke: Experiment, teacher: TrainedClassifier) -> None:
+    rows = probabilities(smoke, teacher)
+    assert list(rows.columns) == ["name", "source", "label", "p_tb"]
+    assert rows["name"].tolist() == list(smoke.test.names)
+    assert rows["label"].tolist() == smoke.test.labels.tolist()
+    assert rows["p_tb"].between(0, 1).all()
+    with torch.inference_mode():
+        alone = [teacher.model()(smoke.test.images(i, i + 1)).softmax(dim=1)[0, 1].item() for i in range(len(rows))]
+    assert np.allclose(rows["p_tb"], alone, atol=1e-5)
+
+
+def test_table_4_is_computed_from_the_kept_rows(smoke: Experiment, teacher: TrainedClassifier) -> None:
+    table = classification(smoke, teacher).set_index("metric")
+    (file,) = [f for f in smoke.runs.glob("probabilities-*/rows.csv") if made_by(f, teacher)]
+    rows = pd.read_csv(file)
+    tb, other = rows.loc[rows["label"] == 1, "p_tb"], rows.loc[rows["label"] == 0, "p_tb"]
+    tp, fp = int((tb > 0.5).sum()), int((other > 0.5).sum())
+    expected = metrics_from_counts(tp, len(tb) - tp, len(other) - fp, fp)
+    wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a in tb for b in other]
+    expected["auc"] = sum(wins) / len(wins)
+    assert list(table.index) == list(METRICS)
+    for metric in METRICS:
+        assert table.loc[metric, "value"] == pytest.approx(expected[metric], abs=1e-12, nan_ok=True)
+    assert (table["n"] == len(smoke.test)).all()
+    defined = table.dropna()
+    assert {"accuracy", "auc"} <= set(defined.index)
+    assert (defined["low"] <= defined["high"]).all()
+
+
+def made_by(file: Path, trained: TrainedClassifier) -> bool:
+    return json.loads((file.parent / "settings.json").read_text())["network"] == trained.run.path.name
+
+
+def test_every_network_has_rows_of_its_own(smoke: Experiment, teacher, student) -> None:
+    assert not np.array_equal(probabilities(smoke, teacher)["p_tb"], probabilities(smoke, student)["p_tb"])
+
+
+def test_best_and_last_epoch_are_kept_apart(smoke: Experiment, teacher: TrainedClassifier, tmp_path: Path) -> None:
+    experiment = elsewhere(smoke, tmp_path)
+    folders = []
+    for keep in ("best", "last", "best"):
+        probabilities(experiment, dataclasses.replace(teacher, recipe=teacher.recipe.changed(keep=keep)))
+        folders.append(len(list(experiment.runs.glob("probabilities-*"))))
+    assert folders == [1, 2, 2]
+
+
+def test_a_second_call_reads_from_disk(smoke: Experiment, teacher: TrainedClassifier, found, monkeypatch) -> None:
+    rows, table = probabilities(smoke, teacher), classification(smoke, teacher)
+
+    def refuse(self: TrainedClassifier) -> torch.nn.Module:
+        raise AssertionError("the network was asked for again")
+
+    monkeypatch.setattr(TrainedClassifier, "model", refuse)
+    pd.testing.assert_frame_equal(probabilities(smoke, teacher), rows)
+    pd.testing.assert_frame_equal(classification(smoke, teacher), table)
+    again = localization(smoke, teacher)
+    assert np.array_equal(again.maps, found.maps)
+    pd.testing.assert_frame_equal(again.rows, found.rows)
+    pd.testing.assert_frame_equal(again.summary, found.summary)
+    # Other boxes from the same heatmaps need no network either.
+    higher = localization(changed(smoke, threshold=0.8), teacher)
+    assert np.array_equal(higher.maps, found.maps)
+    assert higher.run.path != found.run.path
+    assert not higher.rows["boxes"].equals(found.rows["boxes"])
+
+
+# --- heatmaps, boxes and their scores -------------------------------------------------------------------------------
+
+
+def test_the_scored_radiographs_are_those_with_a_box(smoke: Experiment, found: Localization) -> None:
+    boxed = [name for name, boxes in zip(smoke.test.names, smoke.test.boxes, strict=True) if len(boxes)]
+    assert list(found.samples.names) == boxed == found.rows["name"].tolist()
+    assert len(boxed) == 8
+    assert found.role == "teacher"
+
+
+def test_the_heatmaps_are_grad_cam_of_tb(smoke: Experiment, teacher: TrainedClassifier, found: Localization) -> None:
+    expected = heatmaps(teacher.model(), found.samples.images(), target=1)
+    assert found.heatmaps.shape == (8, 64, 64)
+    assert np.allclose(found.heatmaps, expected, atol=1e-6)
+    assert found.heatmaps.max() > 0
+
+
+def test_the_minimum_area_is_the_smallest_training_box(smoke: Experiment, teacher, found: Localization) -> None:
+    scale = (smoke.recipe.resize / smoke.recipe.synthetic_size) ** 2
+    areas = [
+        (right - left) * (bottom - top) * scale for r in smoke.train_records for left, top, right, bottom in r.boxes
+    ]
+    assert len(areas) == 23
+    assert found.min_area == pytest.approx(min(areas), rel=1e-5)
+    median = localization(changed(smoke, min_area_quantile=0.5), teacher)
+    assert median.min_area == pytest.approx(float(np.median(areas)), rel=1e-5)
+
+
+@pytest.mark.parametrize("area", ["rectangle", "contour"])
+@pytest.mark.parametrize("normalisation", ["minmax", "max"])
+def test_the_boxes_follow_algorithm_1(blobs, area: str, normalisation: str) -> None:
+    found = blobs(area=area, normalisation=normalisation, threshold=0.3)
+    expected = boxes_from_heatmaps(found.heatmaps, 0.3, found.min_area, area=area, method=normalisation)
+    assert 0 < sum(map(len, expected)) <= 8
+    assert all(map(np.array_equal, found.boxes, expected))
+
+
+def test_the_recipe_chooses_sign_layer_and_upsampling(smoke: Experiment, teacher, found: Localization) -> None:
+    signed = localization(changed(smoke, cam_relu=False), teacher)
+    assert np.array_equal(np.maximum(signed.maps, 0), found.maps)
+    assert signed.maps.min() < 0
+    nearest = localization(changed(smoke, cam_upsampling="nearest"), teacher)
+    assert np.array_equal(nearest.maps, found.maps)
+    steps = 64 // found.maps.shape[1]
+    assert np.array_equal(nearest.heatmaps[:, ::steps, ::steps], found.maps)
+    finer = localization(changed(smoke, cam_layer="blocks.3"), teacher)
+    assert finer.maps.shape[1] == 2 * found.maps.shape[1]
+
+
+def test_every_number_of_a_row_is_computed_from_its_boxes(found: Localization) -> None:
+    rows = pd.read_csv(found.run.file("rows.csv"))
+    for row, truth, heat in zip(rows.itertuples(), found.samples.boxes, found.heatmaps, strict=True):
+        gt, pred = boxes_from_json(row.gt_boxes), boxes_from_json(row.boxes)
+        assert np.array_equal(gt, truth)
+        assert (row.n_gt, row.n_pred) == (len(gt), len(pred))
+        assert row.score == image_score(gt, pred)
+        assert row.matched == matched_score(gt, pred)
+        assert [row.hit_30, row.hit_50, row.hit_70] == [int(row.best_iou >= delta) for delta in DELTAS]
+        assert row.pointing == pointing_hit(heat, gt)
+        assert row.energy == energy_inside(heat, gt)
+
+
+def test_every_number_of_the_summary_is_computed_from_the_rows(smoke: Experiment, found: Localization) -> None:
+    rows = pd.read_csv(found.run.file("rows.csv"))
+    rows["no_box"] = rows["n_pred"] == 0
+    summary = found.summary.set_index("metric")
+    assert list(summary.index) == [*SCORES, "max_box_acc_v2"]
+    for metric in SCORES:
+        values = rows[metric].to_numpy(float)
+        low, high = bootstrap_interval(values, resamples=smoke.recipe.resamples, seed=smoke.recipe.statistics_seed)
+        expected = [values.mean(), low, high, len(rows)]
+        assert summary.loc[metric].tolist() == pytest.approx(expected, abs=1e-12)
+    assert found.miou == pytest.approx(rows["score"].mean(), abs=1e-12)
+
+    curve = pd.read_csv(found.run.file("thresholds_all_sizes.csv"))
+    best = []
+    for delta in DELTAS:
+        best.append(max((part["best_iou"] >= delta).mean() for _, part in curve.groupby("threshold")))
+    assert summary.loc["max_box_acc_v2", "mean"] == pytest.approx(np.mean(best), abs=1e-12)
+    assert summary.loc["max_box_acc_v2", "n"] == len(rows)
+
+
+def test_the_interval_of_max_box_acc_chooses_the_threshold_anew_in_each_resample() -> None:
+    rng = np.random.default_rng(3)
+    best = rng.random((25, 4)) * [0.6, 0.8, 0.9, 0.5]  # (images, thresholds)
+    rows = pd.DataFrame(
+        [(f"{i}.png", t, best[i, j]) for i in range(25) for j, t in enumerate((0.2, 0.4, 0.6, 0.8))],
+        columns=["name", "threshold", "best_iou"],
+    ).sort_values("name")
+
+    def value(sample: np.ndarray) -> float:
+        return np.mean([max((column >= delta).mean() for column in sample.T) for delta in DELTAS])
+
+    table = max_box_acc_row(rows, resamples=300, seed=5)
+    row = table.iloc[0]
+    assert row["mean"] == pytest.approx(value(best), abs=1e-12)
+    ordered = best[np.argsort([f"{i}.png" for i in range(25)])]  # the table's images, by name
+    draws = np.random.default_rng(5)
+    values = [value(ordered[draws.integers(25, size=25)]) for _ in range(300)]
+    assert [row["low"], row["high"]] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1e-12)
+    assert row["low"] < row["mean"] < row["high"]
+
+
+def test_the_threshold_rows_hold_the_operating_point(smoke: Experiment, blobs) -> None:
+    found = blobs()
+    curve = found.threshold_rows()
+    assert sorted(set(curve["threshold"])) == THRESHOLDS.tolist()
+    assert len(curve) == len(found.rows) * len(THRESHOLDS)
+    here = curve[curve["threshold"] == smoke.recipe.threshold].reset_index(drop=True)
+    shared = ["name", "n_gt", "n_pred", "score", "matched", "best_iou"]
+    pd.testing.assert_frame_equal(here[shared], found.rows[shared])
+    every = found.threshold_rows(all_sizes=True)
+    assert (every["n_pred"] >= curve["n_pred"]).all()
+    assert (every["n_pred"] > curve["n_pred"]).any()
+
+
+def test_max_box_acc_from_the_rows_is_max_box_acc_from_the_heatmaps(found: Localization) -> None:
+    value = max_box_acc_row(found.threshold_rows(all_sizes=True))["mean"][0]
+    assert value == pytest.approx(max_box_acc(found.heatmaps, found.samples.boxes, THRESHOLDS).value, abs=1e-12)
+
+
+def test_max_box_acc_on_blobs_that_lie_near_their_boxes() -> None:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:40, :40]
+    centres = rng.uniform(12, 28, (12, 2))
+    maps = np.float32([np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 50) for cx, cy in centres])
+    shifted = centres + rng.normal(0, 3, centres.shape)
+    truths = [np.float32([[cx - 7, cy - 7, cx + 7, cy + 7]]).clip(0, 40) for cx, cy in shifted]
+    names = [f"{i}.png" for i in rng.permutation(12)]  # the table's order of images does not matter
+    row = max_box_acc_row(threshold_rows(names, maps, truths, 0.0, THRESHOLDS))
+    expected = max_box_acc(maps, truths, THRESHOLDS)
+    assert 0.3 < expected.value < 1
+    assert row.loc[0, ["metric", "mean", "n"]].tolist() == ["max_box_acc_v2", pytest.approx(expected.value), 12]
+
+
+# --- the recipe's choices ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("average", ["image", "box"])
+@pytest.mark.parametrize("no_prediction", ["zero", "skip"])
+def test_averaging_follows_the_recipe(blobs, average: str, no_prediction: str) -> None:
+    plain = blobs()
+    assert 0 < (plain.rows["n_pred"] == 0).sum() < len(plain.rows)  # specks are below the minimum area
+    assert plain.rows["n_gt"].nunique() > 1
+    options = {"average": average, "no_prediction": no_prediction}
+    other = blobs(**options)
+    expected = mean_iou(plain.samples.boxes, plain.boxes, **options)
+    assert other.miou == pytest.approx(expected, abs=1e-12)
+    score = other.summary.set_index("metric").loc["score"]
+    assert score["mean"] == pytest.approx(expected, abs=1e-12)
+    assert score["low"] <= score["mean"] <= score["high"]
+    unchanged = options == {"average": "image", "no_prediction": "zero"}
+    assert (abs(other.miou - plain.miou) < 1e-9) == unchanged
+    others = other.summary.set_index("metric").drop("score")
+    pd.testing.assert_frame_equal(others, plain.summary.set_index("metric").drop("score"))
+
+
+def test_no_prediction_at_all_has_no_mean_when_such_images_are_skipped(blobs) -> None:
+    settings = {"min_area_quantile": 1.0, "threshold": 1.0}
+    assert blobs(**settings).miou == 0
+    skipped = blobs(**settings, no_prediction="skip")
+    assert np.isnan(skipped.miou)
+    assert skipped.summary.set_index("metric").loc["score", "n"] == 0
+
+
+def test_only_radiographs_called_tb_are_scored_if_the_recipe_says_so(
+    smoke: Experiment, teacher, student, found: Localization, tmp_path: Path, monkeypatch
+) -> None:
+    experiment = elsewhere(smoke, tmp_path, scored_images="boxed_and_called_tb")
+    names = list(found.samples.names)
+    called = {"teacher": names[:5], "student": names[3:7]}
+
+    def called_tb(experiment: Experiment, trained: TrainedClassifier) -> pd.DataFrame:
+        p = [0.51 if name in called[trained.role] else 0.5 for name in experiment.test.names]
+        return pd.DataFrame({"name": experiment.test.names, "p_tb": p})
+
+    monkeypatch.setattr(module, "probabilities", called_tb)
+    both = [localization(experiment, network) for network in (teacher, student)]
+    assert [one.rows["name"].tolist() for one in both] == [called["teacher"], called["student"]]
+    shared = found.rows.set_index("name").loc[called["teacher"], "score"]
+    assert np.allclose(both[0].rows["score"], shared)
+
+    pairs = paired_rows(*both)  # the networks were scored on different radiographs: those of both are compared
+    assert pairs["name"].tolist() == names[3:5]
+    assert pairs["score_teacher"].tolist() == both[0].rows["score"][3:5].tolist()
+    assert pairs["score_student"].tolist() == both[1].rows["score"][:2].tolist()
+
+
+def test_networks_without_a_common_radiograph_cannot_be_compared(found: Localization) -> None:
+    other = dataclasses.replace(found)
+    other.__dict__["rows"] = found.rows.assign(name="other " + found.rows["name"])
+    with pytest.raises(EvaluationError, match="no radiograph is scored for both"):
+        paired_rows(found, other)
+
+
+def test_nothing_called_tb_is_an_error(smoke: Experiment, teacher, tmp_path: Path, monkeypatch) -> None:
+    experiment = elsewhere(smoke, tmp_path, scored_images="boxed_and_called_tb")
+    table = pd.DataFrame({"p_tb": np.zeros(len(experiment.test))})
+    monkeypatch.setattr(module, "probabilities", lambda *_: table)
+    with pytest.raises(EvaluationError, match="and is called TB"):
+        localization(experiment, teacher)
+
+
+@pytest.mark.parametrize(("split", "said"), [("val", r"\(val\).*ground-truth box"), ("train", "minimum area")])
+def test_without_boxes_there_is_nothing_to_score(smoke: Experiment, tmp_path: Path, split: str, said: str) -> None:
+    root = tiny.write_tbx11k(tmp_path / "TBX11K")
+    tiny.edit_json(root, lambda content: content["annotations"].clear(), split)
+    experiment = Experiment.open("smoke", root, tmp_path, {"monitor": "val"})
+    untrained = TrainedClassifier("teacher", experiment.recipe, Run.at(experiment.runs, "teacher", {}))
+    with pytest.raises(EvaluationError, match=said) as caught:  # said before any network is needed
+        localization(experiment, untrained)
+    assert str(root) in str(caught.value)
+    assert isinstance(caught.value, TbkdError)
+
+
+# --- the known shortcut -----------------------------------------------------------------------------------------------
+
+
+def looking_at(found: Localization, maps: np.ndarray) -> Localization:
+    """The same radiographs with other heatmaps, at the resolution of the crop."""
+    return dataclasses.replace(found, maps=maps.astype(np.float32))
+
+
+def test_energy_on_the_token(smoke: Experiment, found: Localization) -> None:
+    tokens = read_synthetic_tokens(smoke.root)
+    shown = {name: tokens[name] for name in found.samples.names if tokens[name] is not None}
+    assert 0 < len(shown) < len(found.samples)
+    everywhere = token_energy(looking_at(found, np.ones((8, 64, 64))), tokens)
+    assert everywhere["name"].tolist() == list(shown)
+    assert np.allclose(everywhere["energy"], everywhere["token_area"])
+    scale = smoke.recipe.resize / smoke.recipe.synthetic_size
+    areas = [(right - left) * (bottom - top) * scale**2 / 64**2 for left, top, right, bottom in shown.values()]
+    assert np.allclose(everywhere["token_area"], areas, rtol=1e-5)
+
+    aimed = np.zeros((8, 64, 64))
+    for heat, name, geometry in zip(aimed, found.samples.names, found.samples.geometries, strict=True):
+        if name in shown:
+            left, top, right, bottom = geometry.boxes(shown[name][None])[0]
+            heat[int(np.ceil(top)) : int(bottom), int(np.ceil(left)) : int(right)] = 1
+    assert np.allclose(token_energy(looking_at(found, aimed), tokens)["energy"], 1)
+    assert np.allclose(token_energy(looking_at(found, 1 - aimed), tokens)["energy"], 0, atol=0.01)
+
+
+def test_a_token_outside_the_crop_or_unknown_is_left_out(found: Localization) -> None:
+    names = found.samples.names
+    tokens = {names[0]: np.float32([0, 0, 3, 3]), names[1]: None, names[2]: np.float32([40, 40, 50, 50])}
+    table = token_energy(found, tokens)
+    assert table["name"].tolist() == [names[2]]
+    assert token_energy(found, {}).columns.tolist() == ["name", "energy", "token_area"]
+
+
+def test_the_shortcut_table_is_the_mean_over_radiographs(smoke: Experiment, teacher, student, found) -> None:
+    table = shortcut_table(smoke, [found, localization(smoke, student)])
+    assert table.columns.tolist() == ["network", "energy", "low", "high", "token_area", "n"]
+    assert table["network"].tolist() == ["teacher", "student"]
+    rows = token_energy(found, read_synthetic_tokens(smoke.root))
+    first = table.iloc[0]
+    assert first[["energy", "token_area", "n"]].tolist() == pytest.approx(
+        [rows["energy"].mean(), rows["token_area"].mean(), len(rows)]
+    )
+    assert first["low"] <= first["energy"] <= first["high"]
+
+
+def test_the_shortcut_table_is_empty_where_no_token_is_in_sight(smoke: Experiment, found, monkeypatch) -> None:
+    monkeypatch.setattr(module, "read_synthetic_tokens", lambda root: dict.fromkeys(found.samples.names))
+    assert shortcut_table(smoke, [found]).empty
+
+
+def test_real_radiographs_have_no_known_token(found: Localization, tmp_path: Path) -> None:
+    root = tiny.write_tbx11k(tmp_path / "TBX11K")
+    table = shortcut_table(Experiment.open("laptop", root, tmp_path), [found])
+    assert table.empty
+    assert table.columns.tolist() == ["network", "energy", "low", "high", "token_area", "n"]
