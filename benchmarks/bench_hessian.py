@@ -1,0 +1,115 @@
+"""Our spectrum against PyHessian 0.1 on one trained network and its data: products, seconds and error.
+
+    python benchmarks/bench_hessian.py [--out FILE.md]
+
+The reference eigenvalues are scipy's ``eigsh`` in float64 over products by forward-over-reverse, which share no code
+with either side; the reference trace is the mean of many probes, with its standard error. A product is one
+Hessian-vector product over all the data.
+"""
+
+import argparse
+import copy
+import platform
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from hessian_subject import bright_spots, trained_network
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp
+
+from tbkd_utils.hessian import spectrum
+from tbkd_utils.pyhessian_adapter import pyhessian_numbers
+
+TOP = 10
+loss = nn.functional.cross_entropy
+
+
+def reference_eigenvalues(model: nn.Module, inputs: Tensor, targets: Tensor) -> np.ndarray:
+    """The top eigenvalues (TOP,) to about ten digits, by a route of their own."""
+    model = copy.deepcopy(model).double()
+    named = {name: p.detach() for name, p in model.named_parameters()}
+    counts = [p.numel() for p in named.values()]
+
+    def value(parameters: dict[str, Tensor]) -> Tensor:
+        return loss(functional_call(model, parameters, (inputs.double(),)), targets)
+
+    def product(vector: np.ndarray) -> np.ndarray:
+        pieces = torch.as_tensor(vector.ravel()).split(counts)
+        tangent = {name: piece.view_as(p) for (name, p), piece in zip(named.items(), pieces, strict=True)}
+        image = jvp(grad(value), (named,), (tangent,))[1]
+        return torch.cat([image[name].flatten() for name in named]).numpy()
+
+    operator = LinearOperator((sum(counts), sum(counts)), matvec=product, dtype=np.float64)
+    values = eigsh(operator, TOP + 2, which="LM", tol=1e-9, ncv=50, return_eigenvectors=False)
+    return values[np.argsort(-np.abs(values))][:TOP]
+
+
+def row(name: str, products: int, seconds: float, values: np.ndarray, truth: np.ndarray, residuals: np.ndarray) -> str:
+    errors = np.abs(values / truth - 1)
+    met = f"{int((residuals <= 1e-3).sum())} of {len(residuals)}"
+    cells = [name, products, f"{seconds:.1f}", f"{errors.max():.1e}", f"{residuals.max():.1e}", met]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="also write the table to this Markdown file")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    inputs, targets = bright_spots(256, seed=0)
+    model = trained_network(inputs, targets)
+    batches = list(zip(inputs.split(100), targets.split(100), strict=True))
+    truth = reference_eigenvalues(model, inputs, targets)
+
+    lines = [
+        f"Top {TOP} eigenvalues, trained network of {sum(p.numel() for p in model.parameters())} parameters, float32, "
+        f"{len(inputs)} images in batches of 100, {arguments.threads} thread(s), {platform.machine()}, "
+        f"torch {torch.__version__}. Reference: {', '.join(f'{value:.4g}' for value in truth)}.",
+        "",
+        "| method | products | seconds | worst eigenvalue error | worst residual | residual <= 1e-3 |",
+        "|---|---|---|---|---|---|",
+    ]
+    ours = spectrum(model, loss, batches, top=TOP, probes=0)
+    lines.append(row("ours, tolerance 1e-3", ours.products, ours.seconds, ours.eigenvalues, truth, ours.residuals))
+    theirs = {}
+    for iterations, tolerance in ((100, 1e-3), (300, 1e-5), (1000, 1e-7)):
+        found = pyhessian_numbers(
+            model, loss, batches, top=TOP, max_iterations=iterations, tolerance=tolerance, density_probes=0
+        )
+        theirs[iterations] = found
+        name = f"PyHessian, maxIter {iterations}, tol {tolerance:g}"
+        used, seconds = found.eigenvalue_products, found.eigenvalue_seconds
+        ordered = found.eigenvalues[np.argsort(-np.abs(found.eigenvalues))]  # its own order would only add errors
+        lines.append(row(name, used, seconds, ordered, truth, found.residuals))
+
+    sure = spectrum(model, loss, batches, top=TOP, probes=200, steps=1, seed=1)
+    began = time.perf_counter()
+    trace = spectrum(model, loss, batches, top=TOP, probes=20, steps=1)
+    seconds = time.perf_counter() - began
+    low, high = trace.trace_interval
+    default = theirs[100]
+    lines += [
+        "",
+        f"Trace, reference {sure.trace:.1f} ± {sure.trace_stderr:.1f} (standard error, 200 probes).",
+        "",
+        "| method | products | seconds | trace | error | stated |",
+        "|---|---|---|---|---|---|",
+        f"| ours, 20 probes (eigenvalues included) | {trace.products} | {seconds:.1f} | {trace.trace:.1f} | "
+        f"{trace.trace - sure.trace:+.1f} | 95% interval {low:.1f} to {high:.1f} |",
+        f"| PyHessian, defaults (trace alone) | {default.trace_products} | "
+        f"{default.seconds - default.eigenvalue_seconds:.1f} | {default.trace:.1f} | "
+        f"{default.trace - sure.trace:+.1f} | nothing |",
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
