@@ -30,10 +30,10 @@ notebooks: venv
 	$(BIN)/tbkd reproduce --recipe demo --keep-outputs
 
 test: venv
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-fast: venv
-	$(BIN)/python -m pytest -m "not slow and not real_data"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not real_data"
 
 lint: venv
 	$(BIN)/ruff check .
