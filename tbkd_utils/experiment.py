@@ -225,7 +225,7 @@ class Experiment:
 
     def save_figure(self, figure: Figure, name: str) -> Figure:
         """Writes a figure as `<name>.png` and `<name>.svg` into the figures folder; returns it for showing."""
-        for suffix, options in ((".svg", {"metadata": {"Date": None}}), (".png", {"dpi": 110})):
+        for suffix, options in ((".svg", {"metadata": {"Date": None}, "dpi": 72}), (".png", {"dpi": 110})):
             drawn = io.BytesIO()
             with matplotlib.rc_context({"svg.hashsalt": name}):  # the same figure gives the same bytes
                 figure.savefig(drawn, format=suffix[1:], bbox_inches="tight", **options)

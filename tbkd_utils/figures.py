@@ -28,6 +28,7 @@ COLORS = {"ground truth": "#009E73", "teacher": "#D55E00", "student": "#0072B2"}
 STYLES: dict[str, Any] = {"ground truth": "-", "teacher": "--", "student": "-."}
 MARKERS = {"teacher": "o", "student": "s"}
 HEAT = "inferno"
+IMAGE_DPI = 80  # of figures made of radiographs, which are heavy inside a notebook
 
 
 def _blank(axes: Axes, image: np.ndarray) -> None:
@@ -66,7 +67,7 @@ def _legend(figure: Figure, who: Sequence[str], *others: Line2D) -> None:
 
 def radiographs(samples: Samples, columns: int = 5) -> Figure:
     """Draws radiographs of each class, evenly spaced in the order of the set, with their ground-truth boxes."""
-    figure = Figure(figsize=(2.1 * columns, 4.9), layout="constrained")
+    figure = Figure(figsize=(2.1 * columns, 4.9), dpi=IMAGE_DPI, layout="constrained")
     grid = figure.subplots(2, columns, squeeze=False)
     for axes_row, label, title in zip(grid, (1, 0), ("TB", "no TB"), strict=True):
         chosen = np.flatnonzero(samples.labels == label)
@@ -92,7 +93,7 @@ def preprocessing(image: np.ndarray, boxes: np.ndarray, recipe: Recipe, examples
     """
     geometry = Geometry(image.shape[0], image.shape[1], recipe.resize, recipe.crop)
     crop = geometry.pixels(image)
-    figure = Figure(figsize=(2.2 * (2 + examples), 2.8), layout="constrained")
+    figure = Figure(figsize=(2.2 * (2 + examples), 2.8), dpi=IMAGE_DPI, layout="constrained")
     row = figure.subplots(1, 2 + examples)
     _blank(row[0], image)
     _draw_boxes(row[0], boxes, "ground truth")
@@ -168,7 +169,7 @@ def heatmap_to_boxes(
         method: How the heatmap is normalised, the recipe's `normalisation`.
     """
     scaled = normalize(heatmap, method=method)
-    figure = Figure(figsize=(10, 3.0), layout="constrained")
+    figure = Figure(figsize=(10, 3.3), dpi=IMAGE_DPI, layout="constrained")
     row = figure.subplots(1, 4)
     for axes, title in zip(row, ("radiograph", "normalised Grad-CAM", f"mask at {threshold:g}", "boxes"), strict=True):
         _blank(axes, image)
@@ -191,7 +192,7 @@ def qualitative_grid(teacher: Localization, student: Localization, indices: Sequ
         student: The student's, of the same radiographs.
         indices: Which radiographs, by their position among the teacher's; at least one.
     """
-    figure = Figure(figsize=(10.5, 2.2 * len(indices) + 0.6), layout="constrained")
+    figure = Figure(figsize=(9.6, 2.0 * len(indices) + 0.6), dpi=IMAGE_DPI, layout="constrained")
     grid = figure.subplots(len(indices), 5, squeeze=False)
     titles = ("ground truth", "teacher's Grad-CAM", "student's Grad-CAM", "teacher's boxes", "student's boxes")
     for axes, title in zip(grid[0], titles, strict=True):
@@ -213,7 +214,7 @@ def qualitative_grid(teacher: Localization, student: Localization, indices: Sequ
     return figure
 
 
-def spread_of_cases(teacher: Localization, student: Localization, count: int = 5) -> list[int]:
+def spread_of_cases(teacher: Localization, student: Localization, count: int = 4) -> list[int]:
     """Returns radiographs evenly spaced in rank by the student's gain, from its worst to its best, none hand-picked.
 
     Returns:

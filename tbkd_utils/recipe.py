@@ -248,6 +248,21 @@ def _checked(spec: dataclasses.Field, hint: Any, value: Any) -> Any:
     return value
 
 
+# Few radiographs and few products: minutes on a CPU, and wide intervals, which the notebook shows.
+_BRIEF_CURVATURE = {
+    "hessian_samples": 8,
+    "hessian_batch_size": 8,
+    "hessian_top": 4,
+    "hessian_probes": 2,
+    "hessian_steps": 5,
+    "hessian_tolerance": 0.03,
+    "hessian_sizes": (2, 3, 4, 5, 6),
+    "hessian_draws": 3,
+    "hessian_size_probes": 2,
+    "pyhessian_iterations": 2,
+    "landscape_points": 7,
+    "landscape_draws": 4,
+}
 _LITE = {"backbone": "efficientnet_lite0", "weights": "imagenet", "monitor": "holdout"}
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -263,9 +278,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 16,
         "epochs": 2,
         "resamples": 200,
+        "hessian_samples": 4,
+        "hessian_batch_size": 4,
+        "hessian_top": 2,
+        "hessian_probes": 2,
+        "hessian_steps": 4,
+        "hessian_tolerance": 0.1,
+        "hessian_sizes": (2, 4),
+        "hessian_draws": 2,
+        "hessian_size_probes": 2,
+        "pyhessian_iterations": 2,
+        "landscape_points": 3,
+        "landscape_draws": 2,
     },
     # The embedded default: synthetic radiographs, a few minutes on two cores.
     "demo": _LITE
+    | _BRIEF_CURVATURE
     | {
         "synthetic_train": (70, 70, 140),
         "synthetic_val": (30, 30, 60),
@@ -277,6 +305,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Real radiographs on a CPU: TBX11K or a part of it, with the `extra` radiographs as further negatives.
     "laptop": _LITE
+    | _BRIEF_CURVATURE
     | {
         "train_splits": ("train", "extra_train"),
         "test_splits": ("val", "extra_val"),

@@ -16,7 +16,8 @@ FIELDS = {spec.name: spec for spec in dataclasses.fields(Recipe)}
 HINTS = typing.get_type_hints(Recipe)
 SETTABLE = [name for name in FIELDS if name != "name"]
 PARTS = {
-    "label", "data", "synthetic", "pixels", "training", "distillation", "heatmaps", "scores", "statistics", "execution"
+    "label", "data", "synthetic", "pixels", "training", "distillation", "heatmaps", "scores", "curvature",
+    "statistics", "execution",
 }  # fmt: skip
 
 
@@ -288,7 +289,8 @@ def strategy(name):
         return st.booleans()
     if kind is str:
         return st.text(max_size=12)
-    return st.lists(st.text(max_size=8), min_size=1, max_size=3)
+    entries = st.integers(1, 10**4) if kind == tuple[int, ...] else st.text(max_size=8)
+    return st.lists(entries, min_size=1, max_size=3)
 
 
 # The sizes depend on each other, and so do the synthetic counts.

@@ -190,14 +190,14 @@ def test_early_stopping_counts_epochs_without_a_lower_loss(tmp_path: Path) -> No
 
 
 def test_the_best_epoch_is_kept_or_the_last_if_asked(tmp_path: Path) -> None:
-    trained = train_teacher(small(tmp_path, epochs=4, learning_rate=0.05))
+    trained = train_teacher(small(tmp_path, epochs=6, learning_rate=0.05))
     losses = trained.history[LOSS].to_numpy()
     assert losses.argmin() < len(losses) - 1, "the case needs a best epoch before the last one"
     best = trained.run.file("best.safetensors").read_bytes()
     assert best != trained.run.file("last.safetensors").read_bytes()
     for keep in ("best", "last"):
         model = TrainedClassifier("teacher", trained.recipe.changed(keep=keep), trained.run).model()
-        loss = mean_loss(model, small(tmp_path, epochs=4, learning_rate=0.05))
+        loss = mean_loss(model, small(tmp_path, epochs=6, learning_rate=0.05))
         assert loss == pytest.approx(losses.min() if keep == "best" else losses[-1], rel=1e-4)
 
 

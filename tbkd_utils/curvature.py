@@ -1,0 +1,270 @@
+"""The curvature of the trained networks, kept in run folders: Tables 1-2, Figure 7 and how far to trust them.
+
+The loss is cross-entropy for teacher and student alike, over a fixed, seeded, class-stratified sample of the training
+set without augmentation: the paper does not say what it used, and a small sample moves the top eigenvalue widely.
+"""
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tbkd_utils.errors import TbkdError
+from tbkd_utils.evaluation import localization
+from tbkd_utils.experiment import Experiment
+from tbkd_utils.hessian import Spectrum, spectrum
+from tbkd_utils.landscape import filter_normalised_direction, loss_along, loss_rise
+from tbkd_utils.preprocess import normalise, stable_seed
+from tbkd_utils.pyhessian_adapter import PyHessianNumbers, pyhessian_numbers
+from tbkd_utils.runs import Run, read_tensors, write_csv, write_json, write_tensors
+from tbkd_utils.training import TrainedClassifier
+
+Batches = list[tuple[Tensor, Tensor]]
+_ARRAYS = ("eigenvalues", "residuals", "converged", "eigenvectors", "density_nodes", "density_weights")
+
+
+class CurvatureError(TbkdError, ValueError):
+    """A sample for the Hessian that the training set cannot give."""
+
+
+def hessian_batches(experiment: Experiment, count: int, draw: int = 0) -> Batches:
+    """Returns a class-stratified sample of the training set, not augmented.
+
+    A larger sample of the same draw holds the smaller one, class by class: each radiograph has a place in a seeded
+    order of its class.
+
+    Args:
+        experiment: Recipe and data; the hold-out is not part of the training set.
+        count: Radiographs, of the two classes in the training set's proportion, at least one of each.
+        draw: Which of the possible samples.
+
+    Returns:
+        Pairs of float32 (b, 3, H, W) and int64 (b,), b at most the recipe's `hessian_batch_size`.
+
+    Raises:
+        CurvatureError: If the training set has fewer radiographs, or `count` is below 2.
+    """
+    samples, seed = experiment.train, experiment.recipe.data_seed
+    if not 2 <= count <= len(samples):
+        raise CurvatureError(
+            f"A Hessian sample of {count} radiographs is not possible: expected 2 to {len(samples)}, the training set. "
+            "Change hessian_samples or hessian_sizes."
+        )
+    positives = int(samples.labels.sum())
+    tb = min(max(round(count * positives / len(samples)), 1, count - (len(samples) - positives)), count - 1, positives)
+    order = np.argsort([stable_seed("hessian", seed, draw, name) for name in samples.names])
+    chosen = [order[samples.labels[order] == label][:size] for label, size in ((1, tb), (0, count - tb))]
+    # Interleaved by the same order, so that no batch has one class only while the classes last.
+    index = order[np.isin(order, np.concatenate(chosen))]
+    size = experiment.recipe.hessian_batch_size
+    return [
+        (
+            normalise(torch.from_numpy(np.array(samples.pixels[part]))),  # (b, 3, H, W)
+            torch.from_numpy(samples.labels[part]),
+        )
+        for part in (index[start : start + size] for start in range(0, count, size))
+    ]
+
+
+def curvature(experiment: Experiment, trained: TrainedClassifier) -> Spectrum:
+    """Returns eigenvalues, trace and density of one network on the recipe's sample; computed once and kept.
+
+    Raises:
+        CurvatureError: If the sample is larger than the training set.
+        HessianError: If the Hessian cannot be computed.
+    """
+    recipe = experiment.recipe
+    return _spectrum(
+        experiment, trained, recipe.hessian_samples, 0, recipe.hessian_top, recipe.hessian_probes, recipe.hessian_steps
+    )
+
+
+def _spectrum(
+    experiment: Experiment, trained: TrainedClassifier, count: int, draw: int, top: int, probes: int, steps: int
+) -> Spectrum:
+    recipe = experiment.recipe
+    how = {"count": count, "draw": draw, "top": top, "probes": probes, "steps": steps}
+    run = experiment.run_at(
+        "spectrum", how | {"network": trained.run.path.name, "keep": recipe.keep, "tolerance": recipe.hessian_tolerance}
+    )
+    with run.making() as needed:
+        if needed:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what did not converge is in the tables, value by value
+                found = spectrum(
+                    trained.model(),
+                    F.cross_entropy,
+                    hessian_batches(experiment, count, draw),
+                    top=top,
+                    probes=probes,
+                    steps=steps,
+                    tolerance=recipe.hessian_tolerance,
+                    seed=recipe.statistics_seed,
+                )
+            _write(run, found)
+    return _read(run)
+
+
+def _write(run: Run, found: Spectrum) -> None:
+    arrays = {name: torch.from_numpy(np.ascontiguousarray(getattr(found, name))) for name in _ARRAYS}
+    write_tensors(run.file("arrays.safetensors"), arrays)
+    plain = {f.name: getattr(found, f.name) for f in dataclasses.fields(found) if f.name not in _ARRAYS}
+    write_json(run.file("numbers.json"), plain)
+
+
+def _read(run: Run) -> Spectrum:
+    numbers = json.loads(run.file("numbers.json").read_text())
+    numbers["trace_interval"] = tuple(numbers["trace_interval"])
+    for name, tensor in read_tensors(run.file("arrays.safetensors")).items():
+        numbers[name] = tensor.numpy()
+    return Spectrum(**numbers)
+
+
+def pyhessian(experiment: Experiment, trained: TrainedClassifier) -> PyHessianNumbers:
+    """Returns PyHessian 0.1's own eigenvalues and trace on the recipe's sample, at its released defaults."""
+    recipe = experiment.recipe
+    settings = {"network": trained.run.path.name, "keep": recipe.keep} | {
+        "count": recipe.hessian_samples, "top": recipe.hessian_top, "iterations": recipe.pyhessian_iterations
+    }  # fmt: skip
+    run = experiment.run_at("pyhessian", settings)
+    arrays = ("eigenvalues", "residuals", "trace_samples", "density_nodes", "density_weights")
+    with run.making() as needed:
+        if needed:
+            found = pyhessian_numbers(
+                trained.model(),
+                F.cross_entropy,
+                hessian_batches(experiment, recipe.hessian_samples),
+                top=recipe.hessian_top,
+                max_iterations=recipe.pyhessian_iterations,
+                density_steps=min(recipe.pyhessian_iterations, 100),
+                seed=recipe.statistics_seed,
+            )
+            write_tensors(
+                run.file("arrays.safetensors"),
+                {name: torch.from_numpy(np.ascontiguousarray(getattr(found, name))) for name in arrays},
+            )
+            fields = [f.name for f in dataclasses.fields(found) if f.name not in arrays]
+            write_json(run.file("numbers.json"), {name: getattr(found, name) for name in fields})
+    stored = json.loads(run.file("numbers.json").read_text())
+    for name, tensor in read_tensors(run.file("arrays.safetensors")).items():
+        stored[name] = tensor.numpy()
+    return PyHessianNumbers(**stored)
+
+
+def size_rows(experiment: Experiment, networks: Sequence[TrainedClassifier]) -> pd.DataFrame:
+    """Top eigenvalue and trace over samples of growing size, each drawn several times.
+
+    Returns:
+        One row per network, size and draw: network, size, draw, eigenvalue, converged, trace, trace_stderr.
+    """
+    recipe, rows = experiment.recipe, []
+    for trained in networks:
+        for size in recipe.hessian_sizes:
+            for draw in range(recipe.hessian_draws):
+                found = _spectrum(experiment, trained, size, draw, 1, recipe.hessian_size_probes, 1)
+                rows.append(
+                    (trained.role, size, draw, found.eigenvalues[0], bool(found.converged[0]), found.trace,
+                     found.trace_stderr)
+                )  # fmt: skip
+    columns = ["network", "size", "draw", "eigenvalue", "converged", "trace", "trace_stderr"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def landscape_rows(experiment: Experiment, networks: Sequence[TrainedClassifier]) -> pd.DataFrame:
+    """The loss along two filter-normalised random directions (Li et al. 2018) and along the top eigenvector.
+
+    The step is relative: 0.1 moves the parameters by a tenth of their own norm, filter by filter for the random
+    directions, as a whole for the eigenvector.
+
+    Returns:
+        One row per network, direction and step: network, direction, step, loss.
+    """
+    recipe, tables = experiment.recipe, []
+    steps = np.linspace(-recipe.landscape_reach, recipe.landscape_reach, recipe.landscape_points)
+    for trained in networks:
+        run = experiment.run_at(
+            "landscape",
+            recipe.part("curvature") | {"network": trained.run.path.name, "keep": recipe.keep},
+        )
+        with run.making() as needed:
+            if needed:
+                model, batches = trained.model(), hessian_batches(experiment, recipe.hessian_samples)
+                parameters = [p for p in model.parameters() if p.requires_grad]
+                norm = float(torch.linalg.vector_norm(torch.cat([p.detach().flatten() for p in parameters])))
+                directions = {f"random {i}": filter_normalised_direction(model, i) for i in (1, 2)}
+                directions["top eigenvector"] = (
+                    torch.from_numpy(curvature(experiment, trained).eigenvectors[0].copy()) * norm
+                )
+                rows = [
+                    (trained.role, name, float(step), float(value))
+                    for name, direction in directions.items()
+                    for step, value in zip(
+                        steps, loss_along(model, F.cross_entropy, batches, direction, steps), strict=True
+                    )
+                ]
+                write_csv(run.file("rows.csv"), pd.DataFrame(rows, columns=["network", "direction", "step", "loss"]))
+        tables.append(pd.read_csv(run.file("rows.csv")))
+    return pd.concat(tables, ignore_index=True)
+
+
+def rise_table(experiment: Experiment, networks: Sequence[TrainedClassifier]) -> pd.DataFrame:
+    """The mean rise of the loss when every filter is moved by a fixed share of its norm in a random direction.
+
+    Returns:
+        One row per network: network, radius, loss, rise, stderr, draws.
+    """
+    recipe, rows = experiment.recipe, []
+    for trained in networks:
+        run = experiment.run_at(
+            "rise", recipe.part("curvature") | {"network": trained.run.path.name, "keep": recipe.keep}
+        )
+        with run.making() as needed:
+            if needed:
+                found = loss_rise(
+                    trained.model(),
+                    F.cross_entropy,
+                    hessian_batches(experiment, recipe.hessian_samples),
+                    radius=recipe.landscape_radius,
+                    draws=recipe.landscape_draws,
+                    seed=recipe.statistics_seed,
+                )
+                write_csv(run.file("draws.csv"), pd.DataFrame({"rise": found.rises, "loss": found.loss}))
+        draws = pd.read_csv(run.file("draws.csv"))
+        stderr = draws["rise"].std(ddof=1) / len(draws) ** 0.5
+        rows.append((trained.role, recipe.landscape_radius, draws["loss"][0], draws["rise"].mean(), stderr, len(draws)))
+    return pd.DataFrame(rows, columns=["network", "radius", "loss", "rise", "stderr", "draws"])
+
+
+def networks_at_hand(experiment: Experiment) -> list[TrainedClassifier]:
+    """Returns every finished teacher and student that differs from this experiment's in the seed alone, by seed."""
+    found = []
+    for role in ("teacher", "student"):
+        wanted = experiment.training_settings(role)
+        for marker in experiment.runs.glob(f"{role}-*/settings.json"):
+            settings = json.loads(marker.read_text())
+            seed = settings.get("seed")
+            run = experiment.run_at(role, wanted | {"seed": seed})
+            if run.path == marker.parent and run.done:
+                found.append(TrainedClassifier(role, experiment.recipe.changed(seed=seed), run))
+    return sorted(found, key=lambda trained: (trained.recipe.seed, trained.role))
+
+
+def flatness_rows(experiment: Experiment) -> pd.DataFrame:
+    """Flatness beside localisation of every network at hand: the paper's causal story, as data.
+
+    Returns:
+        One row per network: network, seed, eigenvalue (the largest in magnitude), trace, miou.
+    """
+    rows = []
+    for trained in networks_at_hand(experiment):
+        other = dataclasses.replace(experiment, recipe=trained.recipe)
+        found = curvature(other, trained)
+        miou = localization(other, trained).miou
+        rows.append((trained.role, trained.recipe.seed, found.eigenvalues[0], found.trace, miou))
+    return pd.DataFrame(rows, columns=["network", "seed", "eigenvalue", "trace", "miou"])

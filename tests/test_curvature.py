@@ -1,0 +1,184 @@
+"""Curvature of trained networks: the sample, what is kept, and what the tables say."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tbkd_utils.curvature import (
+    CurvatureError,
+    curvature,
+    flatness_rows,
+    hessian_batches,
+    landscape_rows,
+    networks_at_hand,
+    pyhessian,
+    rise_table,
+    size_rows,
+)
+from tbkd_utils.curvature_figures import flatness_and_miou, loss_landscape, ratios, size_study, spectral_density
+from tbkd_utils.curvature_report import flatness_correlation, flatness_sentences, ratio_table, table_1, table_2
+from tbkd_utils.experiment import Experiment
+from tbkd_utils.hessian import Spectrum, spectrum
+from tbkd_utils.training import TrainedClassifier, train_student, train_teacher
+
+
+@pytest.fixture(scope="module")
+def networks(smoke: Experiment) -> list[TrainedClassifier]:
+    return [train_teacher(smoke), train_student(smoke)]
+
+
+def test_the_sample_is_stratified_nested_and_fixed(smoke: Experiment) -> None:
+    small = dataclasses.replace(smoke, recipe=smoke.recipe.changed(hessian_batch_size=3))
+    sizes = [len(labels) for _, labels in hessian_batches(small, 8)]
+    assert sizes == [3, 3, 2]
+    images, labels = (torch.cat(parts) for parts in zip(*hessian_batches(small, 8), strict=True))
+    assert labels.float().mean() == pytest.approx(smoke.train.labels.mean(), abs=1 / 8)
+    again = torch.cat([x for x, _ in hessian_batches(smoke, 8)])
+    assert torch.equal(images, again), "the batch size changes nothing"
+    larger = {image.numpy().tobytes() for x, _ in hessian_batches(smoke, 12) for image in x}
+    assert {image.numpy().tobytes() for image in images} <= larger
+    other = torch.cat([x for x, _ in hessian_batches(smoke, 8, draw=1)])
+    assert not torch.equal(images, other)
+    # Not augmented: every image is one of the training set as it is.
+    stored = {smoke.train.images(i, i + 1)[0].numpy().tobytes() for i in range(len(smoke.train))}
+    assert {image.numpy().tobytes() for image in images} <= stored
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 24])
+def test_every_sample_has_both_classes_and_the_right_size(smoke: Experiment, count: int) -> None:
+    labels = torch.cat([y for _, y in hessian_batches(smoke, count)])
+    assert len(labels) == count
+    assert set(labels.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("count", [1, 10_000])
+def test_an_impossible_sample_is_refused(smoke: Experiment, count: int) -> None:
+    with pytest.raises(CurvatureError, match="expected 2 to 24"):
+        hessian_batches(smoke, count)
+
+
+def test_a_spectrum_is_kept_and_read_back(
+    smoke: Experiment, networks: list[TrainedClassifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = curvature(smoke, networks[0])
+    monkeypatch.setattr(TrainedClassifier, "model", lambda self: pytest.fail("computed again"))
+    second = curvature(smoke, networks[0])
+    for field in dataclasses.fields(Spectrum):
+        assert np.array_equal(getattr(first, field.name), getattr(second, field.name)), field.name
+    assert first.samples == smoke.recipe.hessian_samples
+
+
+@pytest.mark.slow
+def test_it_is_the_spectrum_of_cross_entropy_on_the_sample(
+    smoke: Experiment, networks: list[TrainedClassifier]
+) -> None:
+    recipe = smoke.recipe
+    direct = spectrum(
+        networks[1].model(), F.cross_entropy, hessian_batches(smoke, recipe.hessian_samples), top=2, probes=2, steps=4,
+        tolerance=recipe.hessian_tolerance,
+    )  # fmt: skip
+    kept = curvature(smoke, networks[1])
+    assert kept.eigenvalues == pytest.approx(direct.eigenvalues, rel=1e-4)
+    assert kept.trace == pytest.approx(direct.trace, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_tables_of_a_real_run(smoke: Experiment, networks: list[TrainedClassifier]) -> None:
+    spectra = {network.role: curvature(smoke, network) for network in networks}
+    theirs = {network.role: pyhessian(smoke, network) for network in networks}
+    one = table_1(spectra, theirs)
+    assert list(one["network"]) == ["teacher"] * 2 + ["student"] * 2
+    assert list(one["paper"][:2]) == [16113.1055, 3777.7590]
+    assert one["pyhessian"].notna().all()
+    magnitudes = one["eigenvalue"].abs().to_numpy()
+    assert magnitudes[0] >= magnitudes[1]
+    two = table_2(spectra, theirs)
+    assert list(two["paper"]) == [40864.3358, 4064.3874]
+    assert ((two["low"] <= two["trace"]) & (two["trace"] <= two["high"])).all()
+    sizes = size_rows(smoke, networks)
+    assert len(sizes) == 2 * 2 * 2
+    assert "95% interval" in flatness_sentences(spectra, sizes)
+    for figure in (spectral_density(spectra), size_study(sizes)):
+        figure.canvas.draw()
+
+
+def test_the_view_without_a_hessian(smoke: Experiment, networks: list[TrainedClassifier]) -> None:
+    rows = landscape_rows(smoke, networks)
+    assert len(rows) == 2 * 3 * smoke.recipe.landscape_points
+    centres = rows[rows["step"] == 0].groupby("network")["loss"]
+    assert (centres.nunique() == 1).all(), "every direction starts at the network itself"
+    rises = rise_table(smoke, networks)
+    assert rises["loss"].to_numpy() == pytest.approx(centres.first()[rises["network"]].to_numpy(), rel=1e-5)
+    loss_landscape(rows).canvas.draw()
+
+
+@pytest.mark.slow
+def test_networks_at_hand_differ_in_the_seed_alone(smoke: Experiment, networks: list[TrainedClassifier]) -> None:
+    found = [(network.role, network.recipe.seed) for network in networks_at_hand(smoke)]
+    assert found == [("student", 42), ("teacher", 42)]
+    other = dataclasses.replace(smoke, recipe=smoke.recipe.changed(seed=5))
+    train_teacher(other)
+    train_teacher(dataclasses.replace(smoke, recipe=smoke.recipe.changed(seed=6, epochs=1)))
+    found = [(network.role, network.recipe.seed) for network in networks_at_hand(smoke)]
+    assert found == [("teacher", 5), ("student", 42), ("teacher", 42)]
+    rows = flatness_rows(smoke)
+    assert list(rows["seed"]) == [5, 42, 42]
+    assert np.isfinite(rows[["eigenvalue", "trace", "miou"]].to_numpy()).all()
+    flatness_and_miou(rows).canvas.draw()
+
+
+def sizes_table(teacher: float, student: float, noise: float) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = [
+        (who, size, draw, value * np.exp(noise * rng.normal()), True, 3 * value * np.exp(noise * rng.normal()), 0.1)
+        for who, value in (("teacher", teacher), ("student", student))
+        for size in (10, 20)
+        for draw in range(4)
+    ]
+    return pd.DataFrame(rows, columns=["network", "size", "draw", "eigenvalue", "converged", "trace", "trace_stderr"])
+
+
+def test_ratios_pair_the_same_sample() -> None:
+    rows = sizes_table(8, 2, noise=0.0)
+    assert ratios(rows, "trace")["ratio"].tolist() == pytest.approx([4.0] * 8)
+    table = ratio_table(rows)
+    assert list(table["size"]) == [10, 20, 10, 20]
+    assert table["ratio"].tolist() == pytest.approx([4.0] * 4)
+    rows.loc[0, "eigenvalue"] = -1.0
+    assert ratio_table(rows)["draws"].tolist() == [3, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "noise", "verdict"),
+    [
+        (8, 2, 0.01, "the student is flatter"),
+        (2, 8, 0.01, "the student is sharper"),
+        (2, 2, 1.0, "the choice of radiographs alone could explain it"),
+    ],
+)
+def test_the_verdict_follows_the_interval(teacher: float, student: float, noise: float, verdict: str) -> None:
+    found = dataclasses.make_dataclass("Found", ["converged"])(np.array([True, False]))
+    text = flatness_sentences({"teacher": found}, sizes_table(teacher, student, noise))
+    assert text.count(verdict) == 2
+    assert "1 of 2 eigenvalues" in text
+    assert "paper 4.72" in text
+    assert "paper 10.05" in text
+
+
+def test_the_correlation_needs_four_networks() -> None:
+    rows = pd.DataFrame(
+        {
+            "network": ["teacher"] * 4 + ["student"] * 2,
+            "eigenvalue": [4.0, 3, 2, 1, 9, 9.5],
+            "trace": [40.0, 30, 20, 10, 5, 6],
+            "miou": [0.1, 0.2, 0.3, 0.4, 0.2, 0.3],
+        }
+    )
+    table = flatness_correlation(rows).set_index(["group", "quantity"])
+    assert table.loc[("teachers", "trace"), "rho"] == -1
+    assert np.isnan(table.loc[("students", "trace"), "rho"])
+    assert table.loc[("all", "trace"), "networks"] == 6
