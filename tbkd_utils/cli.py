@@ -1,0 +1,160 @@
+"""The `tbkd` command."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from tbkd_utils import __version__
+from tbkd_utils.errors import TbkdError
+from tbkd_utils.recipe import PRESETS, Recipe, RecipeError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+data_app = typer.Typer(no_args_is_help=True, help="Look at a dataset, or write a synthetic one.")
+app.add_typer(data_app, name="data")
+console = Console()
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)e[+-]?\d+", re.IGNORECASE)
+
+RecipeOption = Annotated[str, typer.Option("--recipe", "-r", help=f"One of {', '.join(PRESETS)}.")]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", "-d", help="Folder of TBX11K. Without it: synthetic, or $TBKD_DATA.")
+]
+OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="Folder that receives runs/ and figures/.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", "-s", help="A setting of the recipe, as in --set temperature=3.")
+]
+
+
+def main() -> None:
+    """Runs the command; an error that the user can mend is shown without a traceback."""
+    try:
+        app()
+    except TbkdError as error:
+        Console(stderr=True).print(f"[bold red]tbkd:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        raise SystemExit(1) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _top(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False) -> None:
+    """Weakly supervised tuberculosis localisation by knowledge distillation: the paper, reproduced."""
+
+
+@app.command()
+def reproduce(
+    recipe: RecipeOption = "demo",
+    data: DataOption = None,
+    out: OutOption = None,
+    settings: SetOption = None,
+    notebooks: Annotated[Path | None, typer.Option(help="Folder of the notebooks, if not the project's.")] = None,
+    keep_outputs: Annotated[
+        bool, typer.Option("--keep-outputs", help="Copy the outputs into the notebooks themselves.")
+    ] = False,
+) -> None:
+    """Run the whole series in order; stop at the first failure, skip what is done."""
+    from tbkd_utils import reproduce as series  # imports torch: seconds that --help should not take
+    from tbkd_utils.experiment import Experiment
+
+    experiment = Experiment.open(recipe, data, out, _overrides(settings))
+    kind = "synthetic radiographs" if experiment.synthetic else str(experiment.data)
+    console.print(f"Recipe [bold]{recipe}[/] on {escape(kind)}; runs in {escape(str(experiment.runs))}", soft_wrap=True)
+    executed = series.reproduce(experiment, notebooks, announce=console.print, progress=console.is_terminal)
+    if keep_outputs:
+        series.keep_outputs(executed, notebooks)
+    console.print(f"Figures and tables: {escape(str(experiment.figures))}", soft_wrap=True)
+
+
+@app.command()
+def recipes(name: Annotated[str | None, typer.Argument(help="Show every setting of this one.")] = None) -> None:
+    """List the recipes, or every setting of one."""
+    if name is not None:
+        table = _table("setting", "part", "value", "meaning")
+        for part, setting, value, meaning in Recipe.named(name).settings():
+            if part != "label":
+                table.add_row(setting, part, _shown(value), escape(meaning))
+    else:
+        table = _table("setting", *PRESETS)
+        recipes = [Recipe.named(preset) for preset in PRESETS]
+        for rows in zip(*(recipe.settings() for recipe in recipes), strict=True):
+            (part, setting, *_), values = rows[0], [_shown(value) for _, _, value, _ in rows]
+            if part != "label" and len(set(values)) > 1:
+                table.add_row(setting, *values)
+    table.columns[0].no_wrap = True  # a setting's name can be copied whole
+    console.print(table)
+
+
+@data_app.command("check")
+def data_check(folder: Annotated[Path, typer.Argument(help="The dataset's folder.")]) -> None:
+    """Count what a dataset holds and name every problem; exit status 1 if there is one."""
+    from tbkd_utils.dataset_check import check_dataset
+
+    report = check_dataset(folder)
+    for title, frame in report.tables().items():
+        table = _table(*map(str, frame.columns), title=title)
+        for row in frame.itertuples(index=False):
+            table.add_row(*(escape(f"{value:.4f}" if isinstance(value, float) else str(value)) for value in row))
+        console.print(table)
+    for problem in report.problems:
+        console.print(f"[red]problem:[/] {escape(str(problem))}", soft_wrap=True)
+    count = len(report.problems)
+    console.print("No problem found." if report.ok else f"{count} problem{'' if count == 1 else 's'} found.")
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@data_app.command("synthesize")
+def data_synthesize(
+    folder: Annotated[Path, typer.Argument(help="Where to write; must not exist, or be empty.")],
+    recipe: RecipeOption = "demo",
+    settings: SetOption = None,
+) -> None:
+    """Write a synthetic dataset in the layout of TBX11K: drawings for trying the series, not medical data."""
+    from tbkd_utils.synthetic import write_synthetic
+
+    chosen = Recipe.named(recipe, **_overrides(settings))
+    if not chosen.synthetic_train:
+        raise RecipeError(f"The recipe '{recipe}' draws no radiographs: use --recipe demo, or set synthetic_train.")
+    write_synthetic(
+        folder,
+        train=chosen.synthetic_train,
+        val=chosen.synthetic_val,
+        size=chosen.synthetic_size,
+        token_rate=chosen.synthetic_token_rate,
+        seed=chosen.synthetic_seed,
+    )
+    console.print(f"Written: {escape(str(folder))}", soft_wrap=True)
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    """A table that folds long words in a narrow window and never cuts one."""
+    return Table(*(Column(name, overflow="fold") for name in columns), title=title, title_justify="left")
+
+
+def _shown(value: Any) -> str:
+    """A setting's value as `--set` takes it."""
+    return escape(f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value))
+
+
+def _overrides(settings: list[str] | None) -> dict[str, Any]:
+    """Reads `name=value` pairs; values as in YAML, so 3, 0.5, true, [1, 2] and words all work."""
+    overrides = {}
+    for entry in settings or []:
+        name, equals, value = entry.partition("=")
+        if not equals or not name.strip():
+            raise RecipeError(f"--set {entry}: expected name=value, as in --set temperature=3.")
+        try:
+            read = yaml.safe_load(value)
+            # YAML 1.1 takes 1e-3 for a word; its numbers need a dot.
+            overrides[name.strip()] = float(read) if isinstance(read, str) and _EXPONENT.fullmatch(read) else read
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {entry}: the value cannot be read ({error}).") from error
+    return overrides

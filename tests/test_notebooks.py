@@ -1,0 +1,135 @@
+"""The notebooks of the series: one shape, and the same tables whenever they run."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from papermill.parameterize import parameterize_notebook
+
+from tbkd_utils.experiment import Experiment
+from tbkd_utils.notebook import PARAMETERS
+from tbkd_utils.reproduce import Executed, parameters, reproduce, series
+
+NOTEBOOKS = series()
+CHECKED = "nbval-check-output"
+
+
+@pytest.fixture(scope="session")
+def executed(smoke: Experiment) -> list[Executed]:
+    """The whole series at `smoke`, by papermill."""
+    return reproduce(smoke)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestShape:
+    def test_it_opens_like_the_others(self, path: Path) -> None:
+        cells = nbformat.read(path, as_version=4).cells
+        kinds = [cell.cell_type for cell in cells[:5]]
+        assert kinds == ["markdown", "markdown", "code", "code", "code"]
+        title, setup, given, imports, opening = cells[:5]
+        assert title.source.startswith(f"# {int(path.stem[:2])}. ")
+        assert "**What you will learn**" in title.source
+        assert "**What it needs.**" in title.source
+        assert setup.source == "## Set-up"
+        assert given.metadata.tags == ["parameters"]
+        values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(given.source).body}  # type: ignore[attr-defined]
+        assert values == {"recipe": "demo", "data": None, "out": None, "overrides": {}}
+        assert tuple(values) == PARAMETERS
+        assert imports.source.startswith("%matplotlib inline\n")
+        assert opening.source == "experiment = experiment_from(globals())\nversions()"
+
+    def test_all_imports_stand_in_one_cell(self, path: Path) -> None:
+        for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
+            if cell.cell_type == "code" and number != 3:
+                nodes = ast.walk(ast.parse(cell.source))
+                assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in nodes), cell.source
+
+    def test_cells_are_short_and_define_nothing(self, path: Path) -> None:
+        for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
+            if cell.cell_type == "code" and number != 3:
+                assert len(cell.source.splitlines()) <= 8, cell.source
+                nodes = ast.walk(ast.parse(cell.source))
+                assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in nodes), cell.source
+
+    def test_it_reads_well_unexecuted(self, path: Path) -> None:
+        """Demo outputs are committed, complete, small, and name no machine's folders."""
+        assert path.stat().st_size < 700_000
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+        assert sum(bool(cell.outputs) for cell in cells) >= 4
+        texts = json.dumps([[o for o in cell.outputs] for cell in cells])
+        assert '"output_type": "error"' not in texts
+        assert not re.search(r"/(home|root|tmp|work|Users)/", re.sub(r'"image/png": "[^"]*"', "", texts))
+
+    def test_it_says_what_is_synthetic(self, path: Path) -> None:
+        assert "drawing made by this package, not medical data" in nbformat.read(path, as_version=4).cells[0].source
+
+    def test_some_table_is_checked(self, path: Path) -> None:
+        tags = [tag for cell in nbformat.read(path, as_version=4).cells for tag in cell.metadata.get("tags", [])]
+        assert CHECKED in tags
+
+
+@pytest.mark.slow
+def test_the_series_writes_its_figures_and_tables(executed: list[Executed], smoke: Experiment) -> None:
+    assert [entry.name for entry in executed] == [path.stem for path in NOTEBOOKS]
+    written = {path.name for path in smoke.figures.iterdir()}
+    for name in ("figure_3_framework", "figure_4_heatmap_to_boxes", "figure_5_qualitative", "figure_6_miou"):
+        assert {f"{name}.png", f"{name}.svg"} <= written
+    for name in ("table_3_one_seed", "table_4_classification"):
+        assert {f"{name}.csv", f"{name}.md"} <= written
+    assert list(pd.read_csv(smoke.figures / "table_3_one_seed.csv")["network"]) == ["teacher", "student"]
+
+
+@pytest.mark.slow
+def test_tables_are_the_same_when_everything_is_made_again(executed: list[Executed], tmp_path: Path) -> None:
+    """nbval executes the executed notebooks in a fresh folder, trains again, and compares the tables."""
+    fresh = Experiment.open("smoke", out=tmp_path / "fresh")
+    for entry in executed:
+        write_with_parameters(entry, fresh, tmp_path)
+    result = nbval(*sorted(tmp_path.glob("*.ipynb")))
+    assert result.returncode == 0, result.stdout[-4000:]
+    checked = sum(CHECKED in cell.metadata.get("tags", []) for cell in cells_of(executed))
+    assert checked >= 15
+
+
+@pytest.mark.slow
+def test_a_wrong_number_in_a_table_is_found(executed: list[Executed], smoke: Experiment, tmp_path: Path) -> None:
+    entry = next(entry for entry in executed if entry.name == "05_localization_miou")
+    path = write_with_parameters(entry, smoke, tmp_path)
+    notebook = nbformat.read(path, as_version=4)
+    checked = (cell for cell in notebook.cells if CHECKED in cell.metadata.get("tags", []))
+    cell = next(cell for cell in checked if "table_3" in cell.source)
+    digits = re.search(r"0\.\d{3}", cell.outputs[0].data["text/plain"])
+    assert digits
+    cell.outputs[0].data["text/plain"] = cell.outputs[0].data["text/plain"].replace(digits[0], "0.987", 1)
+    nbformat.write(notebook, path)
+    result = nbval(path)
+    assert result.returncode == 1
+    assert "1 failed" in result.stdout
+    assert "0.987" in result.stdout
+
+
+def cells_of(executed: list[Executed]) -> list[nbformat.NotebookNode]:
+    return [cell for entry in executed for cell in nbformat.read(entry.path, as_version=4).cells]
+
+
+def write_with_parameters(entry: Executed, experiment: Experiment, folder: Path) -> Path:
+    """Writes an executed notebook with another experiment's parameters, its outputs as they were."""
+    notebook = parameterize_notebook(nbformat.read(entry.path, as_version=4), parameters(experiment))
+    path = folder / f"{entry.name}.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+def nbval(*paths: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider"]
+    return subprocess.run(
+        [*command, f"--rootdir={paths[0].parent}", *map(str, paths)],
+        cwd=paths[0].parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
