@@ -28,7 +28,7 @@ COLORS = {"ground truth": "#009E73", "teacher": "#D55E00", "student": "#0072B2"}
 STYLES: dict[str, Any] = {"ground truth": "-", "teacher": "--", "student": "-."}
 MARKERS = {"teacher": "o", "student": "s"}
 HEAT = "inferno"
-IMAGE_DPI = 80  # of figures made of radiographs, which are heavy inside a notebook
+IMAGE_DPI = 64  # of figures made of radiographs, which are heavy inside a notebook
 
 
 def _blank(axes: Axes, image: np.ndarray) -> None:
@@ -182,6 +182,14 @@ def heatmap_to_boxes(
     _draw_boxes(row[3], boxes, who)
     _legend(figure, ["ground truth", who])
     return figure
+
+
+def algorithm_1(found: Localization, index: int) -> Figure:
+    """Figure 4 for one radiograph of a trained network, by its position among the scored ones."""
+    recipe = found.experiment.recipe
+    image, truth = found.samples.pixels[index], found.samples.boxes[index]
+    heatmap, boxes = found.heatmaps[index], found.boxes[index]
+    return heatmap_to_boxes(image, heatmap, boxes, truth, recipe.threshold, found.role, recipe.normalisation)
 
 
 def qualitative_grid(teacher: Localization, student: Localization, indices: Sequence[int]) -> Figure:

@@ -23,6 +23,7 @@ from tbkd_utils.figures import (
     COLORS,
     MARKERS,
     STYLES,
+    algorithm_1,
     heatmap_to_boxes,
     histories,
     miou_bars,
@@ -425,3 +426,16 @@ def test_figure_3_keeps_its_text_in_boxes_that_do_not_overlap() -> None:
             assert extent.y1 <= box.y1, text.get_text()
             inside += 1
     assert inside == len(boxes)  # what stands beside an arrow touches no box
+
+
+def test_algorithm_1_is_figure_4_of_one_radiograph(teacher: Localization) -> None:
+    figure = algorithm_1(teacher, 1)
+    image, truth = teacher.samples.pixels[1], teacher.samples.boxes[1]
+    recipe = teacher.experiment.recipe
+    plain = heatmap_to_boxes(
+        image, teacher.heatmaps[1], teacher.boxes[1], truth, recipe.threshold, "teacher", recipe.normalisation
+    )
+    drawn = [FigureCanvasAgg(one) for one in (figure, plain)]
+    for canvas in drawn:
+        canvas.draw()
+    assert np.array_equal(*(np.asarray(canvas.buffer_rgba()) for canvas in drawn))
