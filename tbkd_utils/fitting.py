@@ -100,7 +100,7 @@ class Classifier(L.LightningModule):
         images, labels = batch
         logits = self.model(images)  # (b, 2)
         if not self._teacher:
-            return F.cross_entropy(logits, labels), logits
+            return F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing), logits
         with torch.no_grad():
             teacher_logits = self._teacher[0](images)  # (b, 2), of the very same augmented batch
         # In float32, also under mixed precision: KL between nearly equal distributions cancels.

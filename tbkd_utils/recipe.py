@@ -89,7 +89,9 @@ class Recipe:
     )
     channels_last: bool = _setting(True, "training", "memory format of images and weights")
     deterministic: bool = _setting(True, "training", "only operations that repeat bit for bit")
-    threads: int = _setting(0, "training", "CPU threads of torch; 0 leaves its own choice", low=0)
+    label_smoothing: float = _setting(
+        0.0, "training", "label smoothing of a network that has no teacher; 0 is the paper's", low=0, high=0.9
+    )
 
     # Distillation (paper section 3.2.2, equations 1 and 2).
     temperature: float = _setting(2.0, "distillation", "T of equation 2", above=0)
@@ -99,6 +101,22 @@ class Recipe:
         "distillation",
         "the frozen teacher's batch norm during distillation",
         choices=("eval", "train"),
+    )
+    teacher_trained: bool = _setting(
+        True, "distillation", "false distils from the teacher as it was before its training: a control"
+    )
+
+    # Ablations and controls (paper section 4.4, Table 3, Figures 8 and 9).
+    temperatures: tuple[float, ...] = _setting((1.0, 2.0, 3.0, 4.0, 5.0), "ablation", "Figure 8: values of T", above=0)
+    alphas: tuple[float, ...] = _setting(
+        (0.55, 0.65, 0.75, 0.85, 0.95), "ablation", "Figure 9: values of alpha", low=0, high=1
+    )
+    seeds: tuple[int, ...] = _setting((0, 1, 42, 1234), "ablation", "Table 3: seeds of the last layer", low=0)
+    control_seed_shift: int = _setting(
+        10_000, "ablation", "control: the second teacher's seed is the seed plus this", low=1, high=2**30
+    )
+    control_smoothing: float = _setting(
+        0.1, "ablation", "control: label smoothing of a network without teacher", above=0, high=0.9
     )
 
     # Heatmaps, boxes and scores (paper sections 3.3 and 3.4).
@@ -146,6 +164,9 @@ class Recipe:
     # Uncertainty, and how the work is done; none of this changes a network.
     resamples: int = _setting(2000, "statistics", "bootstrap resamples behind an interval", low=100)
     statistics_seed: int = _setting(0, "statistics", "seed of resampling", low=0)
+    threads: int = _setting(
+        0, "execution", "CPU threads of torch; 0: its own choice. The last digits depend on it", low=0
+    )
     workers: int = _setting(0, "execution", "processes that load images; results do not depend on it", low=0)
     eval_batch_size: int = _setting(32, "execution", "radiographs per step outside training", low=1)
     accelerator: str = _setting("auto", "execution", "auto, cpu, gpu", choices=("auto", "cpu", "gpu", "mps"))
@@ -163,6 +184,10 @@ class Recipe:
         for spec_name in ("train_splits", "test_splits"):
             if not getattr(self, spec_name):
                 raise RecipeError(f"{spec_name} is empty: expected at least one split.")
+        for spec_name in ("temperatures", "alphas", "seeds"):
+            values = getattr(self, spec_name)
+            if not values or len(set(values)) < len(values):
+                raise RecipeError(f"{spec_name} is {list(values)}: expected at least one value, none of them twice.")
         if self.crop > self.resize:
             raise RecipeError(f"crop ({self.crop}) is larger than resize ({self.resize}): lower crop.")
 
@@ -224,28 +249,34 @@ def _checked(spec: dataclasses.Field, hint: Any, value: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         inner = typing.get_args(hint)[0]
         if isinstance(value, str) or not isinstance(value, list | tuple):
-            raise RecipeError(f"{spec.name} is {value!r}: expected a list.")
-        if not all(type(entry) is inner for entry in value):
             raise RecipeError(f"{spec.name} is {value!r}: expected a list of {inner.__name__}.")
-        return tuple(value)
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint:
-        expected = hint.__name__ if isinstance(hint, type) else str(hint)
-        raise RecipeError(f"{spec.name} is {value!r} ({type(value).__name__}): expected {expected}.")
+        problems = [problem for entry in value if (problem := _problem(spec, inner, entry))]
+        if problems:
+            raise RecipeError(f"{spec.name} is {value!r}: expected a list of {inner.__name__}; in it, {problems[0]}.")
+        return tuple(inner(entry) for entry in value)
+    problem = _problem(spec, hint, value)
+    if problem:
+        raise RecipeError(f"{spec.name} is {value!r} ({type(value).__name__}): {problem}.")
+    return hint(value)
+
+
+def _problem(spec: dataclasses.Field, kind: type, value: Any) -> str | None:
+    """Says what was expected instead of this value, if anything."""
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        return f"expected {kind.__name__}"
     limits = types.SimpleNamespace(**spec.metadata)
     if limits.choices and value not in limits.choices:
-        raise RecipeError(f"{spec.name} is {value!r}: expected one of {', '.join(map(repr, limits.choices))}.")
-    if hint is float and not math.isfinite(value):
-        raise RecipeError(f"{spec.name} is {value!r}: expected a finite number.")
+        return f"expected one of {', '.join(map(repr, limits.choices))}"
+    if kind is float and not math.isfinite(value):
+        return "expected a finite number"
     too_low = limits.low is not None and not value >= limits.low
     too_high = limits.high is not None and not value <= limits.high
     if too_low or too_high or (limits.above is not None and not value > limits.above):
         bounds = [f"above {limits.above:.10g}"] if limits.above is not None else []
         bounds += [f"at least {limits.low:.10g}"] if limits.low is not None else []
         bounds += [f"at most {limits.high:.10g}"] if limits.high is not None else []
-        raise RecipeError(f"{spec.name} is {value!r}: expected a number {' and '.join(bounds)}.")
-    return value
+        return f"expected a number {' and '.join(bounds)}"
+    return None
 
 
 # Few radiographs and few products: minutes on a CPU, and wide intervals, which the notebook shows.
@@ -277,6 +308,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "holdout_fraction": 0.25,
         "batch_size": 16,
         "epochs": 2,
+        "threads": 1,
         "resamples": 200,
         "hessian_samples": 4,
         "hessian_batch_size": 4,
@@ -302,6 +334,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "crop": 128,
         "batch_size": 16,
         "epochs": 4,
+        "threads": 1,  # the same digits, whether one cell of a grid runs at a time or two
     },
     # Real radiographs on a CPU: TBX11K or a part of it, with the `extra` radiographs as further negatives.
     "laptop": _LITE

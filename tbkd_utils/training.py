@@ -90,9 +90,17 @@ def _train(experiment: Experiment, role: str, progress: bool) -> TrainedClassifi
     run = experiment.run_at(role, experiment.training_settings(role))
     with run.making() as needed:
         if needed:
-            teacher = _train(experiment, "teacher", progress).model() if role == "student" else None
+            teacher = _teacher_of(experiment, progress) if role == "student" else None
             _fit(experiment, run, teacher, progress)
     return TrainedClassifier(role, experiment.recipe, run)
+
+
+def _teacher_of(experiment: Experiment, progress: bool) -> nn.Module:
+    """The network that a student learns from: the trained teacher, or the same before its training, as a control."""
+    recipe = experiment.recipe
+    if recipe.teacher_trained:
+        return _train(experiment, "teacher", progress).model()
+    return build_classifier(recipe.backbone, recipe.weights, recipe.seed).eval()
 
 
 def _fit(experiment: Experiment, run: Run, teacher: nn.Module | None, progress: bool) -> None:

@@ -16,9 +16,11 @@ FIELDS = {spec.name: spec for spec in dataclasses.fields(Recipe)}
 HINTS = typing.get_type_hints(Recipe)
 SETTABLE = [name for name in FIELDS if name != "name"]
 PARTS = {
-    "label", "data", "synthetic", "pixels", "training", "distillation", "heatmaps", "scores", "curvature",
+    "label", "data", "synthetic", "pixels", "training", "distillation", "ablation", "heatmaps", "scores", "curvature",
     "statistics", "execution",
 }  # fmt: skip
+
+LISTS = [name for name in FIELDS if typing.get_origin(HINTS[name]) is tuple]
 
 
 def of_type(kind):
@@ -168,7 +170,7 @@ def test_str_fields_take_nothing_else(name, value):
     refused(name, value, "expected str")
 
 
-@pytest.mark.parametrize("name", of_type(tuple[str, ...]) + of_type(tuple[int, ...]))
+@pytest.mark.parametrize("name", LISTS)
 @pytest.mark.parametrize("value", ["train", 3, None, {"train": 1}], ids=repr)
 def test_tuple_fields_take_nothing_but_lists(name, value):
     refused(name, value, "expected a list")
@@ -187,7 +189,7 @@ def test_lists_of_splits_hold_strings(name, value):
 
 
 def test_every_field_has_a_type_that_is_tested_here():
-    kinds = (int, float, bool, str, tuple[str, ...], tuple[int, ...])
+    kinds = (int, float, bool, str, tuple[str, ...], tuple[int, ...], tuple[float, ...])
     assert sorted(SETTABLE) == sorted(name for kind in kinds for name in of_type(kind))
 
 
@@ -204,7 +206,7 @@ def test_a_whole_number_becomes_a_float_and_a_list_a_tuple():
 # ---------------------------------------------------------------------------------------------------- values, by range
 
 
-@pytest.mark.parametrize("name", [n for n in SETTABLE if limit(n, "low") is not None])
+@pytest.mark.parametrize("name", [n for n in SETTABLE if limit(n, "low") is not None and n not in LISTS])
 def test_lowest_value_is_allowed_and_what_lies_below_is_not(name):
     low = HINTS[name](limit(name, "low"))
     room = {"crop": low} if name == "resize" else {}  # a crop has to fit into the image
@@ -214,14 +216,14 @@ def test_lowest_value_is_allowed_and_what_lies_below_is_not(name):
         refused(name, math.nextafter(low, -math.inf), f"at least {low:.10g}")
 
 
-@pytest.mark.parametrize("name", [n for n in SETTABLE if limit(n, "high") is not None])
+@pytest.mark.parametrize("name", [n for n in SETTABLE if limit(n, "high") is not None and n not in LISTS])
 def test_highest_value_is_allowed_and_what_lies_above_is_not(name):
     high = HINTS[name](limit(name, "high"))
     assert getattr(Recipe.named("paper", **{name: high}), name) == high
     refused(name, high + 1, f"at most {high:.10g}")
 
 
-@pytest.mark.parametrize("name", [n for n in SETTABLE if limit(n, "above") is not None])
+@pytest.mark.parametrize("name", [n for n in SETTABLE if limit(n, "above") is not None and n not in LISTS])
 def test_excluded_bounds(name):
     above = limit(name, "above")
     assert getattr(Recipe.named("paper", **{name: math.nextafter(above, 1)}), name) > above
@@ -256,6 +258,20 @@ def test_a_synthetic_set_has_both_splits(name):
         Recipe.named("paper", **{name: [1, 1, 1]})
 
 
+@pytest.mark.parametrize("name", ["temperatures", "alphas", "seeds"])
+@pytest.mark.parametrize("values", [[], [1, 1]], ids=repr)
+def test_an_ablation_has_values_and_none_twice(name, values):
+    with pytest.raises(RecipeError, match=f"{name} is .*at least one value, none of them twice"):
+        Recipe.named("demo", **{name: values})
+
+
+def test_lists_of_numbers_are_checked_entry_by_entry():
+    assert Recipe.named("paper", temperatures=[1, 2]).temperatures == (1.0, 2.0)
+    refused("temperatures", [1.0, "2"], "expected a list of float")
+    refused("alphas", [0.5, 1.5], "at least 0 and at most 1")
+    refused("alphas", [math.nan], "expected a finite number")
+
+
 @pytest.mark.parametrize("name", ["train_splits", "test_splits"])
 def test_there_is_a_split_to_read(name):
     with pytest.raises(RecipeError, match=f"{name} is empty"):
@@ -280,6 +296,9 @@ def strategy(name):
     choices, low, high, above = (limit(name, key) for key in ("choices", "low", "high", "above"))
     if choices:
         return st.sampled_from(choices)
+    if name in ("temperatures", "alphas", "seeds"):
+        entry = st.integers(0, 10**6) if name == "seeds" else st.floats(0.1, 1)
+        return st.lists(entry, min_size=1, max_size=4, unique=True)
     if kind is int:
         return st.integers(low, high if high is not None else 10**6)
     if kind is float:
