@@ -12,9 +12,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
 from tbkd_utils.fitting import LOSS, Classifier
-from tbkd_utils.runs import Run, write_atomic, write_tensors
+from tbkd_utils.runs import Run, write_atomic, write_json, write_tensors
 
 RESUME = "resume.ckpt"
+PROGRESS = ".progress.json"  # dotted: not part of the result
 
 
 class ResumeWarning(UserWarning):
@@ -59,6 +60,7 @@ class KeepBestAndLast(Checkpoint):
         if all(losses[-1] < earlier for earlier in losses[:-1]):
             write_tensors(self.run.file("best.safetensors"), module.model.state_dict())
         trainer.save_checkpoint(self.run.file(RESUME))
+        write_json(self.run.file(PROGRESS), {"epoch": len(module.rows), "epochs": module.recipe.epochs})
 
 
 class OneBar(L.Callback):

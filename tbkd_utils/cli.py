@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -13,6 +13,9 @@ from rich.table import Column, Table
 from tbkd_utils import __version__
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.recipe import PRESETS, Recipe, RecipeError
+
+if TYPE_CHECKING:
+    from tbkd_utils.experiment import Experiment
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 data_app = typer.Typer(no_args_is_help=True, help="Look at a dataset, or write a synthetic one.")
@@ -57,21 +60,65 @@ def reproduce(
     out: OutOption = None,
     settings: SetOption = None,
     notebooks: Annotated[Path | None, typer.Option(help="Folder of the notebooks, if not the project's.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Notebooks at a time on this machine.")] = 1,
+    dask: Annotated[
+        str | None, typer.Option("--dask", help="Use a Dask cluster: its scheduler's address or scheduler file.")
+    ] = None,
     keep_outputs: Annotated[
         bool, typer.Option("--keep-outputs", help="Copy the outputs into the notebooks themselves.")
     ] = False,
 ) -> None:
-    """Run the whole series in order; stop at the first failure, skip what is done."""
-    from tbkd_utils import reproduce as series  # imports torch: seconds that --help should not take
+    """Run the whole series and the grid of trainings behind its ablations; skip what is done.
+
+    A notebook that fails stops only those that need it; the next call runs what is missing.
+    """
+    from tbkd_utils import executors  # imports torch: seconds that --help should not take
+    from tbkd_utils import reproduce as series
+
+    if dask is not None and jobs != 1:
+        raise RecipeError("--jobs and --dask exclude each other: the cluster's workers decide how many run at a time.")
+    experiment = _opened(recipe, data, out, settings)
+    one_bar = jobs == 1 and dask is None and console.is_terminal  # bars of several notebooks would mix
+    with executors.dask(dask) if dask is not None else executors.local(jobs) as executor:
+        outcomes = series.reproduce(
+            experiment, notebooks, executor, jobs=None if dask is not None else jobs,
+            announce=lambda line: console.print(escape(line), soft_wrap=True, highlight=False), progress=one_bar,
+        )  # fmt: skip
+    if keep_outputs:
+        series.keep_outputs(outcomes, notebooks)
+    console.print(f"Figures and tables: {escape(str(experiment.figures))}", soft_wrap=True)
+    console.print(f"Report: {escape(str(experiment.runs / 'report.html'))}", soft_wrap=True)
+
+
+@app.command()
+def status(
+    recipe: RecipeOption = "demo",
+    data: DataOption = None,
+    out: OutOption = None,
+    settings: SetOption = None,
+    notebooks: Annotated[Path | None, typer.Option(help="Folder of the notebooks, if not the project's.")] = None,
+) -> None:
+    """Show what is done, running, failed and waiting, and about how long the rest takes."""
+    from tbkd_utils import status as state
+
+    experiment = _opened(recipe, data, out, settings)
+    rows = state.status(experiment, notebooks)
+    table = _table("step", "state", "seconds", "note")
+    colours = {"done": "green", "running": "cyan", "failed": "red", "waiting": "dim"}
+    for row in rows.fillna("").to_dict("records"):
+        shown = f"{row['seconds']:.0f}" if row["seconds"] != "" else ""
+        table.add_row(escape(row["step"]), f"[{colours[row['state']]}]{row['state']}[/]", shown, escape(row["note"]))
+    console.print(table)
+    console.print(state.summary(rows))
+
+
+def _opened(recipe: str, data: Path | None, out: Path | None, settings: list[str] | None) -> "Experiment":
     from tbkd_utils.experiment import Experiment
 
     experiment = Experiment.open(recipe, data, out, _overrides(settings))
     kind = "synthetic radiographs" if experiment.synthetic else str(experiment.data)
     console.print(f"Recipe [bold]{recipe}[/] on {escape(kind)}; runs in {escape(str(experiment.runs))}", soft_wrap=True)
-    executed = series.reproduce(experiment, notebooks, announce=console.print, progress=console.is_terminal)
-    if keep_outputs:
-        series.keep_outputs(executed, notebooks)
-    console.print(f"Figures and tables: {escape(str(experiment.figures))}", soft_wrap=True)
+    return experiment
 
 
 @app.command()

@@ -167,7 +167,7 @@ def size_rows(experiment: Experiment, networks: Sequence[TrainedClassifier]) -> 
     for trained in networks:
         for size in recipe.hessian_sizes:
             for draw in range(recipe.hessian_draws):
-                found = _spectrum(experiment, trained, size, draw, 1, recipe.hessian_size_probes, 1)
+                found = _size_spectrum(experiment, trained, size, draw)
                 rows.append(
                     (trained.role, size, draw, found.eigenvalues[0], bool(found.converged[0]), found.trace,
                      found.trace_stderr)
@@ -242,29 +242,33 @@ def rise_table(experiment: Experiment, networks: Sequence[TrainedClassifier]) ->
 
 
 def networks_at_hand(experiment: Experiment) -> list[TrainedClassifier]:
-    """Returns every finished teacher and student that differs from this experiment's in the seed alone, by seed."""
+    """Returns every finished teacher and student of the recipe's seeds, and of its own seed, by seed."""
     found = []
-    for role in ("teacher", "student"):
-        wanted = experiment.training_settings(role)
-        for marker in experiment.runs.glob(f"{role}-*/settings.json"):
-            settings = json.loads(marker.read_text())
-            seed = settings.get("seed")
-            run = experiment.run_at(role, wanted | {"seed": seed})
-            if run.path == marker.parent and run.done:
-                found.append(TrainedClassifier(role, experiment.recipe.changed(seed=seed), run))
-    return sorted(found, key=lambda trained: (trained.recipe.seed, trained.role))
+    for seed in sorted({*experiment.recipe.seeds, experiment.recipe.seed}):
+        other = experiment.changed(seed=seed)
+        for role in ("student", "teacher"):
+            run = other.run_at(role, other.training_settings(role))
+            if run.done:
+                found.append(TrainedClassifier(role, other.recipe, run))
+    return found
 
 
 def flatness_rows(experiment: Experiment) -> pd.DataFrame:
     """Flatness beside localisation of every network at hand: the paper's causal story, as data.
 
+    All on one sample of radiographs, the first and largest of the size study.
+
     Returns:
         One row per network: network, seed, eigenvalue (the largest in magnitude), trace, miou.
     """
-    rows = []
+    rows, size = [], max(experiment.recipe.hessian_sizes)
     for trained in networks_at_hand(experiment):
-        other = dataclasses.replace(experiment, recipe=trained.recipe)
-        found = curvature(other, trained)
-        miou = localization(other, trained).miou
+        found = _size_spectrum(experiment, trained, size, 0)
+        miou = localization(experiment.changed(seed=trained.recipe.seed), trained).miou
         rows.append((trained.role, trained.recipe.seed, found.eigenvalues[0], found.trace, miou))
     return pd.DataFrame(rows, columns=["network", "seed", "eigenvalue", "trace", "miou"])
+
+
+def _size_spectrum(experiment: Experiment, trained: TrainedClassifier, size: int, draw: int) -> Spectrum:
+    """The largest eigenvalue and the trace on one sample of the size study."""
+    return _spectrum(experiment, trained, size, draw, 1, experiment.recipe.hessian_size_probes, 1)

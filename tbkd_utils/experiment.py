@@ -1,5 +1,6 @@
 """One experiment: a recipe, a dataset, and the folder that receives its runs and figures."""
 
+import dataclasses
 import io
 import os
 import shutil
@@ -30,6 +31,10 @@ from tbkd_utils.runs import Run, explained, file_sha256, write_bytes, write_csv,
 from tbkd_utils.samples import Samples, load_samples
 from tbkd_utils.synthetic import write_synthetic
 
+# What is kept once it was read; the last three depend on `monitor` too.
+_READ = ("root", "test_records", "listed_train_records", "train_records", "fingerprint", "test", "full_train",
+         "_is_held_out", "train", "monitor")  # fmt: skip
+
 
 class ExperimentError(TbkdError, ValueError):
     """A recipe and a dataset that do not make an experiment."""
@@ -43,11 +48,13 @@ class Experiment:
         recipe: Every setting.
         out: The folder that receives `runs/<recipe>/` and `figures/<recipe>/`.
         data: The dataset's folder; None for the synthetic set of the recipe.
+        figures_in: Another folder for figures and tables; None for `figures/<recipe>/` in `out`.
     """
 
     recipe: Recipe
     out: Path
     data: Path | None = None
+    figures_in: Path | None = None
 
     @classmethod
     def open(
@@ -56,6 +63,7 @@ class Experiment:
         data: str | Path | None = None,
         out: str | Path | None = None,
         overrides: Mapping[str, Any] | None = None,
+        figures: str | Path | None = None,
     ) -> Self:
         """Opens an experiment from what a notebook's parameters cell or the command line gives.
 
@@ -66,6 +74,7 @@ class Experiment:
             out: The folder that receives `runs/` and `figures/`. None: the project's folder if the current folder
                 lies in it, else the current folder.
             overrides: Fields of the recipe and their values.
+            figures: The folder that receives figures and tables. None: `figures/<recipe>/` in `out`.
 
         Raises:
             RecipeError: If the recipe, a field or a value does not exist.
@@ -79,8 +88,7 @@ class Experiment:
                     f"The recipe '{recipe}' reads radiographs from disk and no folder was given: pass --data DIR "
                     "(in a notebook: data = 'DIR'), or set the environment variable TBKD_DATA."
                 )
-        folder = Path(data).expanduser().resolve() if data is not None else None
-        return cls(settings, Path(out).expanduser().resolve() if out is not None else project_folder(), folder)
+        return cls(settings, _folder(out) or project_folder(), _folder(data), _folder(figures))
 
     @property
     def synthetic(self) -> bool:
@@ -95,7 +103,22 @@ class Experiment:
     @property
     def figures(self) -> Path:
         """The folder of this recipe's figures and tables."""
-        return self.out / "figures" / self.recipe.name
+        return self.figures_in if self.figures_in is not None else self.out / "figures" / self.recipe.name
+
+    def changed(self, **changes: Any) -> Self:
+        """Returns the experiment with some settings changed; radiographs that were read already are not read again.
+
+        Raises:
+            RecipeError: If a setting or a value does not exist.
+        """
+        other = dataclasses.replace(self, recipe=self.recipe.changed(**changes))
+        parts = ("data", "synthetic", "pixels")
+        if other.recipe.part(*parts) == self.recipe.part(*parts):
+            read = {name: self.__dict__[name] for name in _READ if name in self.__dict__}
+            if other.recipe.monitor != self.recipe.monitor:
+                read = {name: value for name, value in read.items() if name in _READ[:-3]}
+            other.__dict__.update(read)
+        return other
 
     def run_at(self, kind: str, settings: Mapping[str, Any]) -> Run:
         """Returns the run folder of an artefact of this kind and these settings; nothing is written."""
@@ -247,6 +270,10 @@ def _cell(value: Any, digits: int) -> str:
     if isinstance(value, float):
         return "" if np.isnan(value) else f"{value:.{digits}f}"
     return "" if value is None else str(value)
+
+
+def _folder(given: str | Path | None) -> Path | None:
+    return Path(given).expanduser().resolve() if given is not None else None
 
 
 def project_folder() -> Path:

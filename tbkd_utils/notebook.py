@@ -7,19 +7,20 @@ from importlib.metadata import version
 from typing import Any
 
 import pandas as pd
+import torch
 
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.recipe import RecipeError
 
-PARAMETERS = ("recipe", "data", "out", "overrides")
+PARAMETERS = ("recipe", "data", "out", "overrides", "figures")
 SHOWN = ("tbkd-utils", "torch", "torchvision", "lightning", "captum", "timm", "numpy", "opencv-python-headless")
 
 
 def experiment_from(namespace: Mapping[str, Any]) -> Experiment:
-    """Opens the experiment that a notebook's parameters cell describes, and lets pandas show whole sentences.
+    """Opens the experiment that a notebook's parameters cell describes, for torch's threads and pandas' tables too.
 
     Args:
-        namespace: The notebook's `globals()`, with `recipe`, `data`, `out` and `overrides`.
+        namespace: The notebook's `globals()`, with `recipe`, `data`, `out`, `overrides` and, if need be, `figures`.
 
     Raises:
         RecipeError: If papermill was given a parameter that the notebooks do not have; papermill itself only warns.
@@ -32,8 +33,11 @@ def experiment_from(namespace: Mapping[str, Any]) -> Experiment:
         )
     pd.set_option("display.precision", 4)
     pd.set_option("display.max_colwidth", None)
-    given = {name: namespace[name] for name in PARAMETERS}
-    return Experiment.open(given["recipe"], given["data"], given["out"], given["overrides"])
+    given: list[Any] = [namespace.get(name) for name in PARAMETERS]
+    experiment = Experiment.open(*given)
+    if experiment.recipe.threads:
+        torch.set_num_threads(experiment.recipe.threads)
+    return experiment
 
 
 def injected_names(cells: Sequence[str]) -> list[str]:

@@ -260,7 +260,7 @@ def _checked(spec: dataclasses.Field, hint: Any, value: Any) -> Any:
     return hint(value)
 
 
-def _problem(spec: dataclasses.Field, kind: type, value: Any) -> str | None:
+def _problem(spec: dataclasses.Field, kind: Any, value: Any) -> str | None:
     """Says what was expected instead of this value, if anything."""
     if type(value) is not kind and not (kind is float and type(value) is int):
         return f"expected {kind.__name__}"
@@ -309,6 +309,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 16,
         "epochs": 2,
         "threads": 1,
+        "temperatures": (1.0, 2.0),
+        "alphas": (0.75, 0.95),
+        "seeds": (0, 42),
         "resamples": 200,
         "hessian_samples": 4,
         "hessian_batch_size": 4,

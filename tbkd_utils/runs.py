@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,10 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+class RunWarning(UserWarning):
+    """A run folder that was complete once and cannot be believed any more; it is made again."""
+
+
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Turns an operating system error about `path` into a `RunError` that says what to do."""
@@ -53,6 +58,7 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         advice = {
             errno.ENOSPC: "The disk is full: free some space and run again; what is finished is kept.",
+            errno.EFBIG: "The file is larger than allowed here (ulimit -f): raise the limit and run again.",
             errno.EDQUOT: "Your disk quota is used up: free some space and run again; what is finished is kept.",
             errno.EACCES: "The folder is not writable: choose another one with --out.",
             errno.EPERM: "The folder is not writable: choose another one with --out.",
@@ -104,6 +110,14 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Returns the value in a JSON file; None if there is no such file or it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 def write_csv(path: Path, table: pd.DataFrame) -> Path:
     """Writes a table as CSV, atomically; floats keep every digit."""
     return write_text(path, table.to_csv(index=False, lineterminator="\n"))
@@ -150,14 +164,32 @@ class Run:
         return self.path / name
 
     @property
+    def lock(self) -> Path:
+        """The file that is locked while the folder is made."""
+        return self.path.with_name(f".{self.path.name}.lock")
+
+    @property
     def done(self) -> bool:
         """Whether the folder is complete: the marker is there and every file has the recorded checksum."""
+        return self.problem is None
+
+    @property
+    def problem(self) -> str | None:
+        """Says why the folder is not complete; None if it is."""
         try:
             marker = json.loads(self.file(DONE).read_text())
-            same = marker["settings"] == self.settings
-            return same and all(file_sha256(self.file(name)) == sha for name, sha in marker["files"].items())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return False
+            if marker["settings"] != self.settings:
+                return f"{DONE} is of other settings"
+            for name, sha in marker["files"].items():
+                if not self.file(name).is_file():
+                    return f"{name} is missing"
+                if file_sha256(self.file(name)) != sha:
+                    return f"{name} is not the file that was written"
+        except FileNotFoundError:
+            return "it is not finished"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"{DONE} cannot be read ({type(error).__name__})"
+        return None
 
     def finish(self) -> None:
         """Marks the folder as complete, with the checksum of every file in it; hidden files do not count."""
@@ -171,10 +203,14 @@ class Run:
         write_json(self.file(DONE), {"settings": self.settings, "files": files})
 
     @contextlib.contextmanager
-    def making(self) -> Iterator[bool]:
+    def making(self, redo: Callable[[], bool] = lambda: False) -> Iterator[bool]:
         """Holds the folder while its content is made; yields whether there is anything to make.
 
-        Two processes may ask for the same folder: the second waits and then finds it done.
+        Two processes may ask for the same folder: the second waits and then finds it done. A folder whose marker does
+        not hold (a file changed, lost, or cut short) is said by a `RunWarning` and made again.
+
+        Args:
+            redo: Called when the folder is complete; whether to make it again all the same.
 
             with run.making() as needed:
                 if needed:
@@ -182,10 +218,13 @@ class Run:
         """
         with explained(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.path.with_name(f".{self.path.name}.lock"))
+            lock = filelock.FileLock(self.lock)
             lock.acquire()
         try:
-            needed = not self.done
+            problem = self.problem
+            needed = problem is not None or redo()
+            if problem and self.file(DONE).exists():
+                warnings.warn(f"{self.path}: {problem}, so it is made again.", RunWarning, stacklevel=3)
             if needed:
                 with explained(self.path):
                     self.path.mkdir(exist_ok=True)

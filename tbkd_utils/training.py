@@ -16,6 +16,7 @@ from torch import nn
 
 from tbkd_utils.backbones import build_classifier
 from tbkd_utils.callbacks import (
+    PROGRESS,
     RESUME,
     AtomicCheckpoints,
     KeepBestAndLast,
@@ -30,6 +31,7 @@ from tbkd_utils.recipe import Recipe
 from tbkd_utils.runs import Run, read_tensors, write_csv, write_json, write_tensors
 
 HISTORY = "history.csv"
+ENVIRONMENT = "environment.json"
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,11 @@ def _fit(experiment: Experiment, run: Run, teacher: nn.Module | None, progress: 
     write_tensors(run.file("last.safetensors"), module.model.state_dict())
     write_csv(run.file(HISTORY), pd.DataFrame(module.rows))
     images = len(experiment.train) * len(module.rows)
-    write_json(run.file("environment.json"), environment() | {
+    write_json(run.file(ENVIRONMENT), environment() | {
         "seconds": round(module.seconds, 2), "images_per_second": round(images / max(module.seconds, 1e-9), 1)
     })  # fmt: skip
-    run.file(RESUME).unlink(missing_ok=True)
+    for name in (RESUME, PROGRESS):
+        run.file(name).unlink(missing_ok=True)
 
 
 def environment() -> dict[str, Any]:

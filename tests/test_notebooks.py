@@ -39,7 +39,7 @@ class TestShape:
         assert setup.source == "## Set-up"
         assert given.metadata.tags == ["parameters"]
         values = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(given.source).body}  # type: ignore[attr-defined]
-        assert values == {"recipe": "demo", "data": None, "out": None, "overrides": {}}
+        assert values == {"recipe": "demo", "data": None, "out": None, "overrides": {}, "figures": None}
         assert tuple(values) == PARAMETERS
         assert imports.source.startswith("%matplotlib inline\n")
         assert opening.source == "experiment = experiment_from(globals())\nversions()"

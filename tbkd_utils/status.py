@@ -1,0 +1,76 @@
+"""What of the series and its grid is done, running, failed and waiting, as found on disk; and the time left."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from tbkd_utils.callbacks import PROGRESS
+from tbkd_utils.experiment import Experiment
+from tbkd_utils.reproduce import plan
+from tbkd_utils.runs import read_json
+from tbkd_utils.steps import FAILED, RECORD, TRAINS, state_of
+from tbkd_utils.training import ENVIRONMENT
+
+
+def status(experiment: Experiment, notebooks: Path | None = None) -> pd.DataFrame:
+    """Looks at every step of the series and its grid.
+
+    Returns:
+        One row per step: step, state (`done`, `running`, `failed`, `waiting`), seconds (taken, if done; else the
+        estimate: the median of this recipe's finished notebooks and trainings of the same kind; nan if there is none),
+        note (the epoch that a training has reached, or what went wrong).
+    """
+    rows = []
+    overhead, training = _seconds_of_notebooks(experiment.runs), _seconds_of_trainings(experiment.runs)
+    for step in plan(experiment, notebooks):
+        task = step.task
+        state, note = state_of(task), ""
+        if state == "done":
+            seconds = read_json(task.run.file(RECORD))["seconds"]
+        else:
+            run = task.network
+            seconds = overhead.get(step.notebook.stem, float("nan"))
+            if run is not None and not run.done:
+                progress = read_json(run.file(PROGRESS))
+                left = 1 - progress["epoch"] / progress["epochs"] if progress else 1.0
+                note = f"epoch {progress['epoch']} of at most {progress['epochs']}" if progress else ""
+                seconds += left * training.get(TRAINS[step.notebook.stem[:2]], float("nan"))
+        if state == "failed":
+            note = (read_json(task.run.file(FAILED)) or {}).get("message", "")
+        rows.append((step.name, state, seconds, note))
+    return pd.DataFrame(rows, columns=["step", "state", "seconds", "note"])
+
+
+def summary(rows: pd.DataFrame) -> str:
+    """Says in one line how many steps are in which state, and about how long the rest takes, one at a time."""
+    counts = [f"{count} {state}" for state, count in rows["state"].value_counts().items()]
+    left = rows[rows["state"] != "done"]
+    if left.empty:
+        return f"{', '.join(counts)}. Nothing is left."
+    known = left["seconds"].dropna()
+    if known.empty:
+        return f"{', '.join(counts)}. The time left is not known before something is done."
+    estimate = known.sum() + known.mean() * (len(left) - len(known))
+    return f"{', '.join(counts)}. About {max(1, round(estimate / 60))} min left, one step at a time."
+
+
+def _seconds_of_notebooks(runs: Path) -> dict[str, float]:
+    """Median seconds of the finished executions of each notebook, without their training."""
+    rows = []
+    for path in runs.glob(f"[0-9][0-9]_*/{RECORD}"):
+        record = read_json(path)
+        if record and "training" in record:
+            rows.append((path.parent.name.rpartition("-")[0], record["seconds"] - record["training"]))
+    medians = pd.DataFrame(rows, columns=["notebook", "seconds"]).groupby("notebook")["seconds"].median()
+    return {str(notebook): float(seconds) for notebook, seconds in medians.items()}
+
+
+def _seconds_of_trainings(runs: Path) -> dict[str, float]:
+    """Median seconds of the finished trainings of each role."""
+    found = {}
+    for role in TRAINS.values():
+        records = [read_json(path) or {} for path in runs.glob(f"{role}-*/{ENVIRONMENT}")]
+        seconds = [record["seconds"] for record in records if "seconds" in record]
+        if seconds:
+            found[role] = float(pd.Series(seconds).median())
+    return found

@@ -1,0 +1,138 @@
+"""What reproduced: a verdict for every artefact of the paper, computed from the run's own numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from tbkd_utils.curvature_report import ratio_table
+from tbkd_utils.evaluation import Localization, probabilities
+from tbkd_utils.experiment import Experiment
+from tbkd_utils.report import TABLE_1, TABLE_2, TABLE_3, TABLE_4, comparability, student_minus_teacher
+from tbkd_utils.statistics import bootstrap_interval
+from tbkd_utils.training import TrainedClassifier
+
+HOLDS, FAILS, OPEN = "yes", "no", "not shown"
+SURE = 0.95
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The numbers of one run that verdicts are computed from.
+
+    Attributes:
+        experiment: Recipe and data.
+        trained: Teacher and student, by name.
+        located: Their boxes and scores, by name.
+        sizes: From `curvature.size_rows`.
+        differences: From `ablations.difference_table`.
+        temperatures: From `ablations.curve_rows` over temperatures.
+        alphas: From `ablations.curve_rows` over alphas.
+        reasons: Why nothing can be set against the paper's numbers; from `report.comparability`.
+    """
+
+    experiment: Experiment
+    trained: Mapping[str, TrainedClassifier]
+    located: Mapping[str, Localization]
+    sizes: pd.DataFrame
+    differences: pd.DataFrame
+    temperatures: pd.DataFrame
+    alphas: pd.DataFrame
+    reasons: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reasons", comparability(self.experiment))
+
+
+def verdicts(evidence: Evidence) -> pd.DataFrame:
+    """Returns one row per claim of the paper.
+
+    A claim is a direction: it holds here if the 95% interval of our number lies on its side of the boundary, fails if
+    it lies on the other side, and is otherwise not shown. Only an experiment like the paper's can reproduce it.
+
+    Returns:
+        Columns artefact, claim (with the paper's number), here (ours with its interval), holds here (`yes`, `no`,
+        `not shown`), verdict (`reproduced`, `not reproduced`, `not comparable`).
+    """
+    rows = [*_curvature(evidence.sizes), *_localization(evidence), *_classification(evidence)]
+    rows += [
+        _best("Figure 8", "temperature", 2.0, evidence.temperatures),
+        _best("Figure 9", "alpha", 0.75, evidence.alphas),
+    ]
+    table = pd.DataFrame(rows, columns=["artefact", "claim", "here", "holds here"])
+    if evidence.reasons:
+        return table.assign(verdict="not comparable")
+    return table.assign(verdict=np.where(table["holds here"] == HOLDS, "reproduced", "not reproduced"))
+
+
+def _side(low: float, high: float, boundary: float) -> str:
+    """Whether an interval lies above the boundary (the claim), below it, or across."""
+    if low > boundary:
+        return HOLDS
+    return FAILS if high < boundary else OPEN
+
+
+def _curvature(sizes: pd.DataFrame) -> list[tuple]:
+    table, largest, rows = ratio_table(sizes), int(sizes["size"].max()), []
+    paper = {
+        "eigenvalue": ("Table 1, Figure 7", "largest eigenvalue", TABLE_1["teacher"][0] / TABLE_1["student"][0]),
+        "trace": ("Table 2", "trace", TABLE_2["teacher"] / TABLE_2["student"]),
+    }
+    for quantity, (artefact, name, ratio) in paper.items():
+        row = table[(table["quantity"] == quantity) & (table["size"] == largest)].iloc[0]
+        here = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f}, {largest} radiographs)"
+        claim = f"the teacher's {name} is larger than the student's: {ratio:.1f} times"
+        rows.append((artefact, claim, here, _side(row["low"], row["high"], 1)))
+    return rows
+
+
+def _localization(evidence: Evidence) -> list[tuple]:
+    seed = evidence.experiment.recipe.seed
+    pair = student_minus_teacher(evidence.located["teacher"], evidence.located["student"])
+    score = pair.set_index("metric").loc["score"].to_dict()
+    claimed = TABLE_3[42]["student"] - TABLE_3[42]["teacher"]
+    one = (
+        "Figure 6",
+        f"the student's mIOU is higher than the teacher's, seed 42: {claimed:+.3f}",
+        f"{score['difference']:+.3f} ({score['low']:+.3f} to {score['high']:+.3f} over radiographs, seed {seed})",
+        _side(score["low"], score["high"], 0),
+    )
+    paper = np.mean([by["student"] - by["teacher"] for by in TABLE_3.values()])
+    rows = [one]
+    for row in evidence.differences.to_dict("records"):
+        if row["comparison"].startswith("student - "):
+            other = row["comparison"].removeprefix("student - ")
+            low, high = row["seed_low"], row["seed_high"]
+            here = f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f} over {row['seeds']} seeds)"
+            artefact, claim = "Table 3", f"the student's mIOU is higher than the teacher's over seeds: {paper:+.3f}"
+            if other != "teacher":
+                artefact, claim = "control (ours)", f"the student's mIOU is higher than that of: {other}"
+            rows.append((artefact, claim, here, _side(low, high, 0)))
+    return rows
+
+
+def _classification(evidence: Evidence) -> list[tuple]:
+    experiment, rows = evidence.experiment, []
+    recipe = experiment.recipe
+    called = {name: probabilities(experiment, one) for name, one in evidence.trained.items()}
+    right = {name: (table["p_tb"] > 0.5) == (table["label"] == 1) for name, table in called.items()}
+    tb = called["teacher"]["label"] == 1
+    for metric, where in (("accuracy", tb | ~tb), ("sensitivity", tb)):
+        difference = right["student"][where].astype(float) - right["teacher"][where].astype(float)
+        low, high = bootstrap_interval(difference, resamples=recipe.resamples, seed=recipe.statistics_seed)
+        claimed = TABLE_4[metric]["student"] - TABLE_4[metric]["teacher"]
+        claim = f"the student's {metric} is higher than the teacher's: {claimed:+.3f}"
+        here = f"{difference.mean():+.3f} ({low:+.3f} to {high:+.3f} over radiographs)"
+        rows.append(("Table 4", claim, here, _side(low, high, 0)))
+    return rows
+
+
+def _best(artefact: str, what: str, claimed: float, rows: pd.DataFrame) -> tuple:
+    claim = f"mIOU is highest at {what} {claimed:g}"
+    ours = rows.loc[np.isclose(rows["value"], claimed)]
+    if ours.empty or ours["best"].isna().any():
+        return artefact, claim, f"{what} {claimed:g} was not run", OPEN
+    top, share = float(rows["value"].iloc[int(rows["miou"].argmax())]), float(ours["best"].iloc[0])
+    here = f"highest at {top:g}; at {claimed:g} in {share:.0%} of resamples of the radiographs"
+    return artefact, claim, here, HOLDS if share >= SURE else FAILS if share <= 1 - SURE else OPEN
