@@ -1,5 +1,6 @@
 """What accompanies a training: checkpoints that survive a kill, one progress bar, and quiet."""
 
+import io
 import logging
 import warnings
 from pathlib import Path
@@ -44,7 +45,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Writes the checkpoint atomically."""
-        write_atomic(Path(path), lambda stream: torch.save(checkpoint, stream))
+        packed = io.BytesIO()  # in memory first: torch turns a full disk into an error that does not say so
+        torch.save(checkpoint, packed)
+        write_atomic(Path(path), lambda stream: stream.write(packed.getbuffer()))
 
 
 class KeepBestAndLast(Checkpoint):
