@@ -1,13 +1,14 @@
 # `make reproduce` and `make test` do all set-up; everything lives in .venv.
 
 PYTHON ?= python3
+JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
 .PHONY: help venv reproduce notebooks test test-fast test-real lint format lab clean
 
 help:
-	@echo "make reproduce   run the whole series on synthetic radiographs (recipe demo)"
+	@echo "make reproduce   run the whole series on synthetic radiographs (recipe demo); JOBS=1 for one notebook at a time"
 	@echo "make test        all tests; TBKD_DATA=DIR adds those on real radiographs"
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make lint        style, types, notebooks;   make format   mends the style"
@@ -24,10 +25,10 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 reproduce: venv
-	$(BIN)/tbkd reproduce --recipe demo
+	$(BIN)/tbkd reproduce --recipe demo --jobs $(JOBS)
 
 notebooks: venv
-	$(BIN)/tbkd reproduce --recipe demo --keep-outputs
+	$(BIN)/tbkd reproduce --recipe demo --jobs $(JOBS) --keep-outputs
 
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile

@@ -185,7 +185,7 @@ def experiments(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, Path 
     """What the series was asked to run, instead of running it."""
     asked: list[tuple[Experiment, Path | None]] = []
 
-    def series(experiment: Experiment, notebooks: Path | None = None, **_) -> list:
+    def series(experiment: Experiment, notebooks: Path | None = None, *_, **__) -> list:
         asked.append((experiment, notebooks))
         return []
 
@@ -232,6 +232,20 @@ def test_reproduce_on_real_radiographs_needs_a_folder(tmp_path: Path, experiment
     result = run("reproduce", "-r", "laptop", "-o", tmp_path)
     assert isinstance(result.exception, ExperimentError)
     assert experiments == []
+
+
+def test_jobs_and_a_cluster_exclude_each_other(tmp_path: Path, experiments) -> None:
+    result = run("reproduce", "-o", tmp_path, "--jobs", "2", "--dask", "tcp://host:8786")
+    assert "--jobs and --dask exclude each other" in str(result.exception)
+    assert experiments == []
+
+
+def test_status_lists_every_step_and_runs_none(tmp_path: Path) -> None:
+    text = good("status", "-r", "smoke", "-o", tmp_path, "-s", "seeds=[42]", "-s", "alphas=[0.75]")
+    for step in ("01_data_preparation", "02_teacher (label_smoothing=0.1)", "10_report"):
+        assert step in text
+    assert "14 waiting. The time left is not known before something is done." in text
+    assert not list((tmp_path / "runs" / "smoke").glob("0*"))
 
 
 def test_an_unknown_option_is_a_usage_error(experiments) -> None:

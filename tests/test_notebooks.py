@@ -2,7 +2,10 @@
 
 import ast
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +15,21 @@ import pandas as pd
 import pytest
 from papermill.parameterize import parameterize_notebook
 
+from tbkd_utils.executors import dask
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.notebook import PARAMETERS
-from tbkd_utils.reproduce import Executed, parameters, reproduce, series
+from tbkd_utils.reproduce import reproduce, series
+from tbkd_utils.steps import Outcome, Step
 
 NOTEBOOKS = series()
 CHECKED = "nbval-check-output"
 
 
 @pytest.fixture(scope="session")
-def executed(smoke: Experiment) -> list[Executed]:
-    """The whole series at `smoke`, by papermill."""
-    return reproduce(smoke)
+def executed(smoke: Experiment) -> list[Outcome]:
+    """The whole series at `smoke` with its grid, by papermill; without the cells of the grid."""
+    names = [path.stem for path in NOTEBOOKS]
+    return [outcome for outcome in reproduce(smoke) if outcome.name in names]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -76,7 +82,7 @@ class TestShape:
 
 
 @pytest.mark.slow
-def test_the_series_writes_its_figures_and_tables(executed: list[Executed], smoke: Experiment) -> None:
+def test_the_series_writes_its_figures_and_tables(executed: list[Outcome], smoke: Experiment) -> None:
     assert [entry.name for entry in executed] == [path.stem for path in NOTEBOOKS]
     written = {path.name for path in smoke.figures.iterdir()}
     for name in ("figure_3_framework", "figure_4_heatmap_to_boxes", "figure_5_qualitative", "figure_6_miou"):
@@ -84,10 +90,55 @@ def test_the_series_writes_its_figures_and_tables(executed: list[Executed], smok
     for name in ("table_3_one_seed", "table_4_classification"):
         assert {f"{name}.csv", f"{name}.md"} <= written
     assert list(pd.read_csv(smoke.figures / "table_3_one_seed.csv")["network"]) == ["teacher", "student"]
+    assert list(pd.read_csv(smoke.figures / "table_3_seeds.csv")["seed"]) == [0, 42]
+    assert len(pd.read_csv(smoke.figures / "table_3_arms.csv")) == 5
+    assert len(pd.read_csv(smoke.figures / "verdicts.csv")) == 11
+    assert set(pd.read_csv(smoke.figures / "verdicts.csv")["verdict"]) == {"not comparable"}
 
 
 @pytest.mark.slow
-def test_tables_are_the_same_when_everything_is_made_again(executed: list[Executed], tmp_path: Path) -> None:
+def test_the_report_is_one_page_that_needs_nothing_else(executed: list[Outcome], smoke: Experiment) -> None:
+    page = (smoke.runs / "report.html").read_text()
+    assert smoke.fingerprint in page
+    for title in ("Figure 5", "Figure 7", "Figure 8", "Figure 9", "Table 3: seeds", "Table 4", "Tables 1 and 2"):
+        assert title in page
+    assert page.count("data:image/png;base64,") >= 14
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "02_teacher (seed=0)" in page  # among the times
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_worker_makes_the_same_tables(
+    executed: list[Outcome], smoke: Experiment, tmp_path: Path
+) -> None:
+    """The grid on Dask, one of its two workers killed while it works, against the series one after the other."""
+    from distributed import LocalCluster
+
+    chosen = tmp_path / "notebooks"
+    chosen.mkdir()
+    for path in NOTEBOOKS:
+        if path.stem[:2] in ("02", "03", "09"):
+            shutil.copy(path, chosen)
+    other = Experiment.open("smoke", out=tmp_path / "dask")
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        killed: list[int] = []
+
+        def kill_one(line: str) -> None:
+            if line.startswith("02_teacher: done") and not killed:  # both workers are on cells by now
+                killed.append(next(iter(cluster.workers.values())).pid)
+                os.kill(killed[0], signal.SIGKILL)
+
+        with dask(cluster.scheduler_address) as executor:
+            outcomes = reproduce(other, chosen, executor, jobs=None, announce=kill_one)
+    assert killed
+    assert {outcome.state for outcome in outcomes} == {"done"}
+    assert len(outcomes) == 11
+    for name in ("table_3_seeds", "table_3_arms", "table_3_differences"):
+        assert (other.figures / f"{name}.csv").read_text() == (smoke.figures / f"{name}.csv").read_text()
+
+
+@pytest.mark.slow
+def test_tables_are_the_same_when_everything_is_made_again(executed: list[Outcome], tmp_path: Path) -> None:
     """nbval executes the executed notebooks in a fresh folder, trains again, and compares the tables."""
     fresh = Experiment.open("smoke", out=tmp_path / "fresh")
     for entry in executed:
@@ -99,7 +150,7 @@ def test_tables_are_the_same_when_everything_is_made_again(executed: list[Execut
 
 
 @pytest.mark.slow
-def test_a_wrong_number_in_a_table_is_found(executed: list[Executed], smoke: Experiment, tmp_path: Path) -> None:
+def test_a_wrong_number_in_a_table_is_found(executed: list[Outcome], smoke: Experiment, tmp_path: Path) -> None:
     entry = next(entry for entry in executed if entry.name == "05_localization_miou")
     path = write_with_parameters(entry, smoke, tmp_path)
     notebook = nbformat.read(path, as_version=4)
@@ -115,13 +166,14 @@ def test_a_wrong_number_in_a_table_is_found(executed: list[Executed], smoke: Exp
     assert "0.987" in result.stdout
 
 
-def cells_of(executed: list[Executed]) -> list[nbformat.NotebookNode]:
+def cells_of(executed: list[Outcome]) -> list[nbformat.NotebookNode]:
     return [cell for entry in executed for cell in nbformat.read(entry.path, as_version=4).cells]
 
 
-def write_with_parameters(entry: Executed, experiment: Experiment, folder: Path) -> Path:
+def write_with_parameters(entry: Outcome, experiment: Experiment, folder: Path) -> Path:
     """Writes an executed notebook with another experiment's parameters, its outputs as they were."""
-    notebook = parameterize_notebook(nbformat.read(entry.path, as_version=4), parameters(experiment))
+    parameters = Step(entry.name, entry.path, experiment).task.parameters
+    notebook = parameterize_notebook(nbformat.read(entry.path, as_version=4), parameters)
     path = folder / f"{entry.name}.ipynb"
     nbformat.write(notebook, path)
     return path
