@@ -105,8 +105,8 @@ def status(
     rows = state.status(experiment, notebooks)
     table = _table("step", "state", "seconds", "note")
     colours = {"done": "green", "running": "cyan", "failed": "red", "waiting": "dim"}
-    for row in rows.fillna("").to_dict("records"):
-        shown = f"{row['seconds']:.0f}" if row["seconds"] != "" else ""
+    for row in rows.to_dict("records"):
+        shown = f"{row['seconds']:.0f}" if row["seconds"] == row["seconds"] else ""  # not a number: not known
         table.add_row(escape(row["step"]), f"[{colours[row['state']]}]{row['state']}[/]", shown, escape(row["note"]))
     console.print(table)
     console.print(state.summary(rows))

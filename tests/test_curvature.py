@@ -182,3 +182,17 @@ def test_the_correlation_needs_four_networks() -> None:
     assert table.loc[("teachers", "trace"), "rho"] == -1
     assert np.isnan(table.loc[("students", "trace"), "rho"])
     assert table.loc[("all", "trace"), "networks"] == 6
+
+
+def test_the_p_value_of_a_correlation_is_exact_for_few_networks() -> None:
+    """Four networks in perfect order: 2 of the 24 orders are as extreme, so p is 2/24 and not 0."""
+    rows = pd.DataFrame(
+        {
+            "network": ["teacher"] * 4, "seed": range(4), "eigenvalue": [1.0, 2, 3, 4], "trace": [4.0, 3, 2, 1],
+            "miou": [0.1, 0.2, 0.3, 0.4],
+        }
+    )  # fmt: skip
+    table = flatness_correlation(rows).set_index(["group", "quantity"])
+    assert table.loc[("teachers", "eigenvalue"), "rho"] == pytest.approx(1)
+    assert table.loc[("teachers", "trace"), "rho"] == pytest.approx(-1)
+    assert table["p"].tolist() == pytest.approx([2 / 24] * 4)
