@@ -116,7 +116,7 @@ def test_real_radiographs_need_a_folder(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_the_parameters_are_those_of_an_experiment() -> None:
-    assert PARAMETERS == ("recipe", "data", "out", "overrides")
+    assert PARAMETERS == ("recipe", "data", "out", "overrides", "figures")
 
 
 # --- versions -------------------------------------------------------------------------------------------------------

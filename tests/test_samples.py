@@ -13,7 +13,7 @@ from tbkd_utils import samples as module
 from tbkd_utils.dataset import DatasetError, Radiograph
 from tbkd_utils.images import ImageError, read_image
 from tbkd_utils.preprocess import IMAGENET_MEAN, IMAGENET_STD, Geometry
-from tbkd_utils.runs import DONE, Run
+from tbkd_utils.runs import DONE, Run, RunWarning
 from tbkd_utils.samples import PIXELS, SIZES, Samples, load_samples
 
 RESIZE, CROP = 40, 32
@@ -192,24 +192,34 @@ def edited(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "said"),
     [
-        torn,
-        edited,
-        lambda folder: (folder / PIXELS).unlink(),
-        lambda folder: (folder / SIZES).write_bytes(b""),
-        lambda folder: (folder / DONE).unlink(),
-        lambda folder: (folder / DONE).write_text("{"),
+        (torn, r"pixels\.npy is not the file that was written"),
+        (edited, r"pixels\.npy is not the file that was written"),
+        (lambda folder: (folder / PIXELS).unlink(), r"pixels\.npy is missing"),
+        (lambda folder: (folder / SIZES).write_bytes(b""), r"sizes\.npy is not the file that was written"),
+        (lambda folder: (folder / DONE).write_text("{"), r"done\.json cannot be read"),
     ],
-    ids=["torn", "edited", "pixels gone", "sizes empty", "no marker", "marker torn"],
+    ids=["torn", "edited", "pixels gone", "sizes empty", "marker torn"],
 )
-def test_a_damaged_cache_is_rebuilt(records, run_at, decoded, tmp_path: Path, damage: Callable) -> None:
+def test_a_damaged_cache_is_said_and_rebuilt(
+    records, run_at, decoded, tmp_path: Path, damage: Callable, said: str
+) -> None:
     expected = load_samples(records, run_at, RESIZE, CROP).pixels.copy()
     damage(the_run(tmp_path))
-    assert np.array_equal(load_samples(records, run_at, RESIZE, CROP).pixels, expected)
+    with pytest.warns(RunWarning, match=said):
+        again = load_samples(records, run_at, RESIZE, CROP)
+    assert np.array_equal(again.pixels, expected)
     assert len(decoded) == 2 * len(records)
     load_samples(records, run_at, RESIZE, CROP)
     assert len(decoded) == 2 * len(records)  # and the rebuilt one is believed
+
+
+def test_an_unfinished_cache_is_rebuilt(records, run_at, decoded, tmp_path: Path) -> None:
+    expected = load_samples(records, run_at, RESIZE, CROP).pixels.copy()
+    (the_run(tmp_path) / DONE).unlink()
+    assert np.array_equal(load_samples(records, run_at, RESIZE, CROP).pixels, expected)
+    assert len(decoded) == 2 * len(records)
 
 
 def test_a_bad_file_is_named_and_leaves_nothing_that_is_believed(records, run_at, tmp_path: Path) -> None:
