@@ -22,6 +22,7 @@ from tbkd_utils.localization import (
     summarize,
     threshold_rows,
 )
+from tbkd_utils.recipe import Recipe
 from tbkd_utils.runs import Run, read_tensors, write_csv, write_tensors
 from tbkd_utils.samples import Samples
 from tbkd_utils.statistics import bootstrap_interval, bootstrap_metric
@@ -49,8 +50,8 @@ def probabilities(experiment: Experiment, trained: TrainedClassifier) -> pd.Data
             model = trained.model()
             size = experiment.recipe.eval_batch_size
             with torch.inference_mode():
-                batches = [model(samples.images(i, i + size)) for i in range(0, len(samples), size)]
-            p_tb = torch.cat(batches).double().softmax(dim=1)[:, 1].numpy()  # (n,)
+                batches = [model(samples.images(i, i + size).to(trained.device)) for i in range(0, len(samples), size)]
+            p_tb = torch.cat(batches).cpu().double().softmax(dim=1)[:, 1].numpy()  # (n,)
             rows = classification_rows(samples.names, p_tb, samples.labels, samples.sources)
             write_csv(run.file("rows.csv"), rows)
     return pd.read_csv(run.file("rows.csv"))
@@ -139,11 +140,7 @@ def localization(experiment: Experiment, trained: TrainedClassifier) -> Localiza
     })  # fmt: skip
     with heat.making() as needed:
         if needed:
-            maps = class_activation_maps(
-                trained.model(), samples.images(), layer=recipe.cam_layer, relu=recipe.cam_relu,
-                batch_size=recipe.eval_batch_size,
-            )  # fmt: skip
-            write_tensors(heat.file("maps.safetensors"), {"maps": torch.from_numpy(maps)})
+            write_tensors(heat.file("maps.safetensors"), {"maps": torch.from_numpy(_maps(recipe, trained, samples))})
     maps = read_tensors(heat.file("maps.safetensors"))["maps"].numpy()
 
     run = experiment.run_at("localization", {"heatmaps": heat.path.name} | recipe.part("scores"))
@@ -157,6 +154,20 @@ def localization(experiment: Experiment, trained: TrainedClassifier) -> Localiza
             write_csv(run.file("thresholds.csv"), curve(*given, min_area, THRESHOLDS))
             write_csv(run.file("thresholds_all_sizes.csv"), curve(*given, 0.0, THRESHOLDS))
     return found
+
+
+def _maps(recipe: Recipe, trained: TrainedClassifier, samples: Samples) -> np.ndarray:
+    """Grad-CAM at the layer's resolution, float32 (n, h, w); one batch of images is in memory at a time."""
+    model, device, step = trained.model(), trained.device, recipe.eval_batch_size
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.cam_precision == "bfloat16"):
+        maps = [
+            class_activation_maps(
+                model, samples.images(i, i + step).to(device), layer=recipe.cam_layer, relu=recipe.cam_relu,
+                batch_size=step, method=recipe.cam_method,
+            )
+            for i in range(0, len(samples), step)
+        ]  # fmt: skip
+    return np.concatenate(maps)
 
 
 def paired_rows(teacher: Localization, student: Localization) -> pd.DataFrame:

@@ -101,8 +101,9 @@ class Classifier(L.LightningModule):
         logits = self.model(images)  # (b, 2)
         if not self._teacher:
             return F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing), logits
-        with torch.no_grad():
+        with torch.inference_mode():
             teacher_logits = self._teacher[0](images)  # (b, 2), of the very same augmented batch
+        teacher_logits = teacher_logits.clone()  # out of inference mode, or the loss could not keep it
         # In float32, also under mixed precision: KL between nearly equal distributions cancels.
         loss = distillation_loss(
             logits.float(), teacher_logits.float(), labels, self.recipe.temperature, self.recipe.alpha

@@ -1,4 +1,4 @@
-"""Grad-CAM heatmaps (Selvaraju et al. 2017), by captum as in the paper (section 3.3)."""
+"""Grad-CAM heatmaps (Selvaraju et al. 2017; paper section 3.3): in closed form where there is one, else by captum."""
 
 import numpy as np
 import torch
@@ -8,6 +8,7 @@ from torch import nn
 
 from tbkd_utils.backbones import last_stage
 from tbkd_utils.errors import TbkdError
+from tbkd_utils.pooled_head import PooledHead, pooled_head
 
 
 class HeatmapError(TbkdError, ValueError):
@@ -22,11 +23,14 @@ def class_activation_maps(
     layer: nn.Module | str | None = None,
     relu: bool = True,
     batch_size: int = 32,
+    method: str = "auto",
 ) -> np.ndarray:
     """Returns Grad-CAM maps at the resolution of the layer.
 
     Map = ReLU(sum over channels c of w_c * A_c), where A is the layer's output and w_c the mean over positions of the
-    gradient of the target's logit with respect to A_c.
+    gradient of the target's logit with respect to A_c. Where the layer is followed by global average pooling and one
+    linear layer alone, w_c is read off that layer (see `pooled_head`) and a forward pass is enough; both ways agree
+    to rounding. The caller's autocast and the network's memory format hold here too.
 
     Args:
         model: A classifier, (n, 3, H, W) -> (n, classes). It is used in evaluation mode and left as it was.
@@ -35,6 +39,7 @@ def class_activation_maps(
         layer: A layer of the model or its dotted name; None for the last convolutional stage.
         relu: Whether negative values become 0. Captum's own default is not to; the paper's reference does.
         batch_size: Images at a time; it does not change the result.
+        method: `auto` for the closed form where there is one; `captum` for captum everywhere, as in the paper.
 
     Returns:
         float32 (n, h, w), for a 224-pixel image and a ResNet 7x7.
@@ -51,24 +56,51 @@ def class_activation_maps(
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        explainer = LayerGradCam(model, chosen)
+        head = pooled_head(model, chosen) if method == "auto" else None
+        if head is not None and target >= head.linear.out_features:
+            raise HeatmapError(f"Class {target} cannot be explained: the network has {head.linear.out_features}.")
         maps = []
         for batch in images.split(batch_size):  # (b, 3, H, W)
-            try:
-                with torch.inference_mode(False):  # the map needs a gradient even where the caller needs none
-                    batch = batch.clone() if batch.is_inference() else batch
-                    attribution = explainer.attribute(batch, target=target, relu_attributions=relu)  # (b, 1, h, w)
-            except (IndexError, AssertionError) as error:
-                raise HeatmapError(f"Class {target} cannot be explained: {error}") from error
-            if attribution.ndim != 4:
+            if head is not None:
+                found = _closed(model, batch, target, chosen, head)
+            else:
+                found = _by_captum(model, batch, target, chosen)
+            if found.ndim != 3:
                 raise HeatmapError(
                     f"The layer {layer!r} gives no maps (n, channels, h, w): choose a convolutional one."
                 )
-            maps.append(attribution.detach().squeeze(1).float().cpu())
+            maps.append((found.relu() if relu else found).float().cpu())
     finally:
         for module, mode in training.items():
             module.training = mode
     return torch.cat(maps).numpy()
+
+
+def _closed(model: nn.Module, batch: torch.Tensor, target: int, layer: nn.Module, head: PooledHead) -> torch.Tensor:
+    """One batch by a forward pass alone: (b, h, w)."""
+    kept: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, given: tuple, output: torch.Tensor) -> None:
+        kept.append(head.maps(output, target))  # at once: an in-place ReLU may follow
+
+    hook = layer.register_forward_hook(keep)
+    try:
+        with torch.inference_mode():
+            model(batch)
+    finally:
+        hook.remove()
+    return kept[0]
+
+
+def _by_captum(model: nn.Module, batch: torch.Tensor, target: int, layer: nn.Module) -> torch.Tensor:
+    """One batch by a forward and a backward pass: (b, h, w)."""
+    try:
+        with torch.inference_mode(False), torch.enable_grad():  # a gradient, even where the caller needs none
+            batch = batch.clone() if batch.is_inference() else batch
+            attribution = LayerGradCam(model, layer).attribute(batch, target=target)  # (b, 1, h, w)
+    except (IndexError, AssertionError) as error:
+        raise HeatmapError(f"Class {target} cannot be explained: {error}") from error
+    return attribution.detach().squeeze(1)
 
 
 def upsample(maps: np.ndarray, size: tuple[int, int], mode: str = "bilinear") -> np.ndarray:
@@ -92,6 +124,7 @@ def heatmaps(
     relu: bool = True,
     upsampling: str = "bilinear",
     batch_size: int = 32,
+    method: str = "auto",
 ) -> np.ndarray:
     """Returns Grad-CAM heatmaps at the resolution of the images; see `class_activation_maps` for the arguments.
 
@@ -101,7 +134,7 @@ def heatmaps(
     Raises:
         HeatmapError: If the images have another shape or the layer or the class does not exist.
     """
-    maps = class_activation_maps(model, images, target, layer=layer, relu=relu, batch_size=batch_size)
+    maps = class_activation_maps(model, images, target, layer=layer, relu=relu, batch_size=batch_size, method=method)
     return upsample(maps, (images.shape[2], images.shape[3]), upsampling)
 
 

@@ -122,6 +122,15 @@ class Recipe:
     # Heatmaps, boxes and scores (paper sections 3.3 and 3.4).
     cam_layer: str = _setting("last_stage", "heatmaps", "last_stage, or the dotted name of a layer")
     cam_relu: bool = _setting(True, "heatmaps", "keep only the evidence for TB")
+    cam_method: str = _setting(
+        "auto",
+        "heatmaps",
+        "auto: without a backward pass where that is exact; captum: always with one",
+        choices=("auto", "captum"),
+    )
+    cam_precision: str = _setting(
+        "float32", "heatmaps", "arithmetic of the forward pass", choices=("float32", "bfloat16")
+    )
     cam_upsampling: str = _setting("bilinear", "scores", "from the layer to pixels", choices=("bilinear", "nearest"))
     scored_images: str = _setting(
         "boxed",

@@ -53,11 +53,19 @@ class TrainedClassifier:
         """One row per epoch: epoch, train_loss, monitored_loss, monitored_accuracy."""
         return pd.read_csv(self.run.file(HISTORY))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the recipe's `accelerator` puts the network: a GPU where there is one, unless told otherwise."""
+        if self.recipe.accelerator in ("auto", "gpu") and torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if self.recipe.accelerator == "mps" else "cpu")
+
     def model(self) -> nn.Module:
-        """Returns the kept network, on the CPU, in evaluation mode."""
+        """Returns the kept network, on `device`, in evaluation mode and in the recipe's memory format."""
         model = build_classifier(self.recipe.backbone, "none", self.recipe.seed)
         model.load_state_dict(read_tensors(self.run.file(f"{self.recipe.keep}.safetensors")))
-        return model.eval()
+        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+        return model.to(self.device, memory_format=layout).eval()
 
 
 def train_teacher(experiment: Experiment, *, progress: bool = False) -> TrainedClassifier:
