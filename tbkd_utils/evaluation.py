@@ -86,7 +86,7 @@ class Localization:
     @cached_property
     def heatmaps(self) -> np.ndarray:
         """The maps at the resolution of the crop, float32 (n, H, W)."""
-        return upsample(self.maps, self.samples.pixels.shape[1:3], self.experiment.recipe.cam_upsampling)
+        return upsample(self.maps, self.samples.size, self.experiment.recipe.cam_upsampling)
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -217,7 +217,7 @@ def token_energy(found: Localization, tokens: Mapping[str, np.ndarray | None]) -
         the crop).
     """
     rows = []
-    side = float(np.prod(found.samples.pixels.shape[1:3]))
+    side = float(np.prod(found.samples.size))
     for name, heatmap, geometry in zip(found.samples.names, found.heatmaps, found.samples.geometries, strict=True):
         token = tokens.get(name)
         box = geometry.boxes(token[None]) if token is not None else np.empty((0, 4), np.float32)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tbkd_utils.preprocess import augment, stable_seed
 from tbkd_utils.recipe import Recipe
@@ -44,6 +44,19 @@ class TrainingImages(Dataset):
         return torch.from_numpy(np.array(image)), int(self.samples.labels[index])
 
 
+class MonitoredImages(Dataset):
+    """Maps an index to (uint8 (H, W), label), not augmented."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.from_numpy(np.array(self.samples.pixels[index])), int(self.samples.labels[index])
+
+
 def training_loader(samples: Samples, recipe: Recipe, epoch: Callable[[], int]) -> DataLoader:
     """Returns the batches of an epoch: uint8 (b, H, W) augmented and int64 (b,).
 
@@ -64,5 +77,4 @@ def training_loader(samples: Samples, recipe: Recipe, epoch: Callable[[], int]) 
 
 def monitor_loader(samples: Samples, recipe: Recipe) -> DataLoader:
     """Returns the batches whose loss is monitored, in order and not augmented: uint8 (b, H, W) and int64 (b,)."""
-    fixed = TensorDataset(torch.from_numpy(np.array(samples.pixels)), torch.from_numpy(samples.labels))
-    return DataLoader(fixed, batch_size=recipe.batch_size)
+    return DataLoader(MonitoredImages(samples), batch_size=recipe.batch_size)

@@ -19,6 +19,38 @@ SIZES = "sizes.npy"
 
 
 @dataclass(frozen=True, eq=False)
+class PickedRows:
+    """Some rows of a mapped array, in an order of their own, read only when they are asked for.
+
+    Attributes:
+        mapped: (m, ...), on disk.
+        rows: int64 (n,), which of them.
+    """
+
+    mapped: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(n, ...)."""
+        return (len(self.rows), *self.mapped.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """That of the mapped array."""
+        return self.mapped.dtype
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | slice | np.ndarray) -> np.ndarray:
+        return self.mapped[self.rows[key]]
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype=dtype)
+
+
+@dataclass(frozen=True, eq=False)
 class Samples:
     """Radiographs at the scale of the network.
 
@@ -29,7 +61,7 @@ class Samples:
         names: Path of each file relative to the images folder, n of them.
         sources: Which collection each comes from.
         labels: int64 (n,), 0 = no TB, 1 = TB.
-        pixels: uint8 (n, crop, crop), grey.
+        pixels: uint8 (n, crop, crop), grey, on disk; index it to read.
         boxes: Per image float32 (k, 4) xyxy in pixels of the crop; those outside the crop are left out.
         areas: Per image float64 (k',), area of every stored box at the scale of the crop, before clipping to it.
         geometries: Per image the way from the stored pixels to these.
@@ -38,7 +70,7 @@ class Samples:
     names: tuple[str, ...]
     sources: tuple[str, ...]
     labels: np.ndarray
-    pixels: np.ndarray
+    pixels: np.ndarray | PickedRows
     boxes: tuple[np.ndarray, ...]
     areas: tuple[np.ndarray, ...]
     geometries: tuple[Geometry, ...]
@@ -47,17 +79,27 @@ class Samples:
         return len(self.names)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of every image."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+    @property
     def dropped_boxes(self) -> int:
         """How many boxes fell outside the crop."""
         return sum(len(areas) for areas in self.areas) - sum(len(boxes) for boxes in self.boxes)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
-        """Returns the samples at these positions, in this order; the pixels are copied."""
+        """Returns the samples at these positions, in this order; the pixels stay on disk."""
+        picked, pixels = np.asarray(indices, dtype=np.int64), self.pixels
+        if isinstance(pixels, PickedRows):
+            pixels = PickedRows(pixels.mapped, pixels.rows[picked])
+        else:
+            pixels = PickedRows(pixels, picked)
         return type(self)(
             names=tuple(self.names[i] for i in indices),
             sources=tuple(self.sources[i] for i in indices),
             labels=self.labels[indices],
-            pixels=self.pixels[indices],
+            pixels=pixels,
             boxes=tuple(self.boxes[i] for i in indices),
             areas=tuple(self.areas[i] for i in indices),
             geometries=tuple(self.geometries[i] for i in indices),

@@ -65,7 +65,7 @@ class TrainedClassifier:
         model = build_classifier(self.recipe.backbone, "none", self.recipe.seed)
         model.load_state_dict(read_tensors(self.run.file(f"{self.recipe.keep}.safetensors")))
         layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
-        return model.to(self.device, memory_format=layout).eval()
+        return model.to(self.device).to(memory_format=layout).eval()
 
 
 def train_teacher(experiment: Experiment, *, progress: bool = False) -> TrainedClassifier:

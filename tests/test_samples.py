@@ -14,7 +14,7 @@ from tbkd_utils.dataset import DatasetError, Radiograph
 from tbkd_utils.images import ImageError, read_image
 from tbkd_utils.preprocess import IMAGENET_MEAN, IMAGENET_STD, Geometry
 from tbkd_utils.runs import DONE, Run, RunWarning
-from tbkd_utils.samples import PIXELS, SIZES, Samples, load_samples
+from tbkd_utils.samples import PIXELS, SIZES, PickedRows, Samples, load_samples
 
 RESIZE, CROP = 40, 32
 
@@ -142,6 +142,20 @@ def test_a_subset_is_the_chosen_samples_in_the_chosen_order(records, run_at) -> 
     assert [len(boxes) for boxes in chosen.boxes] == [1, 1]
     assert [len(areas) for areas in chosen.areas] == [1, 1]
     assert chosen.geometries == (loaded.geometries[4], loaded.geometries[1])
+
+
+def test_a_subset_of_a_subset_reads_from_the_same_file(records, run_at) -> None:
+    loaded = load_samples(records, run_at, RESIZE, CROP)
+    chosen = loaded.subset([4, 1, 3]).subset([2, 0])
+    assert chosen.names == (loaded.names[3], loaded.names[4])
+    assert isinstance(chosen.pixels, PickedRows)
+    assert chosen.pixels.mapped is loaded.pixels
+    assert chosen.pixels.shape == (2, CROP, CROP)
+    assert chosen.pixels.dtype == np.uint8
+    assert np.array_equal(chosen.pixels, loaded.pixels[[3, 4]])
+    assert np.array_equal(chosen.pixels[1], loaded.pixels[4])
+    assert np.array_equal(chosen.pixels[:1], loaded.pixels[[3]])
+    assert torch.equal(chosen.images(), loaded.images()[[3, 4]])
 
 
 def test_pixels_are_mapped_read_only(records, run_at) -> None:
