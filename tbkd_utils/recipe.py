@@ -85,7 +85,10 @@ class Recipe:
     )
     keep: str = _setting("best", "training", "which epoch's weights are kept", choices=("best", "last"))
     precision: str = _setting(
-        "32-true", "training", "arithmetic of training", choices=("32-true", "bf16-mixed", "16-mixed")
+        "32-true",
+        "training",
+        "arithmetic of training; auto: the fastest of 32-true and bf16-mixed, measured before the first epoch",
+        choices=("32-true", "bf16-mixed", "16-mixed", "auto"),
     )
     channels_last: bool = _setting(True, "training", "memory format of images and weights")
     deterministic: bool = _setting(True, "training", "only operations that repeat bit for bit")

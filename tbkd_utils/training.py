@@ -24,6 +24,7 @@ from tbkd_utils.callbacks import (
     quiet_lightning,
     resumable,
 )
+from tbkd_utils.devices import compute_device, fastest_precision, probe_precision
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.feeding import monitor_loader, training_loader
 from tbkd_utils.fitting import LOSS, Classifier
@@ -32,6 +33,7 @@ from tbkd_utils.runs import Run, read_tensors, write_csv, write_json, write_tens
 
 HISTORY = "history.csv"
 ENVIRONMENT = "environment.json"
+PROBE = "precision.csv"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class TrainedClassifier:
     Attributes:
         role: `teacher` or `student`.
         recipe: The recipe that made it.
-        run: Its folder: `best.safetensors`, `last.safetensors`, `history.csv`, `environment.json`.
+        run: Its folder: `best.safetensors`, `last.safetensors`, `history.csv`, `environment.json`, and `precision.csv`
+            where the precision was measured.
     """
 
     role: str
@@ -55,10 +58,8 @@ class TrainedClassifier:
 
     @property
     def device(self) -> torch.device:
-        """Where the recipe's `accelerator` puts the network: a GPU where there is one, unless told otherwise."""
-        if self.recipe.accelerator in ("auto", "gpu") and torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if self.recipe.accelerator == "mps" else "cpu")
+        """Where the recipe's `accelerator` puts the network."""
+        return compute_device(self.recipe)
 
     def model(self) -> nn.Module:
         """Returns the kept network, on `device`, in evaluation mode and in the recipe's memory format."""
@@ -126,6 +127,7 @@ def _fit(experiment: Experiment, run: Run, teacher: nn.Module | None, progress: 
         ]
         if progress:
             callbacks.append(OneBar(f"{run.settings['kind']} (seed {recipe.seed})"))
+        precision = _precision(recipe, run)
         train = training_loader(experiment.train, recipe, lambda: module.current_epoch)
         monitored = monitor_loader(experiment.monitor, recipe) if experiment.monitor is not None else None
         with quiet_lightning():
@@ -133,7 +135,7 @@ def _fit(experiment: Experiment, run: Run, teacher: nn.Module | None, progress: 
                 max_epochs=recipe.epochs,
                 accelerator=recipe.accelerator,
                 devices=1,
-                precision=recipe.precision,  # type: ignore[arg-type]
+                precision=precision,  # type: ignore[arg-type]
                 deterministic=recipe.deterministic,
                 callbacks=callbacks,
                 plugins=[AtomicCheckpoints()],
@@ -163,6 +165,15 @@ def _fit(experiment: Experiment, run: Run, teacher: nn.Module | None, progress: 
     })  # fmt: skip
     for name in (RESUME, PROGRESS):
         run.file(name).unlink(missing_ok=True)
+
+
+def _precision(recipe: Recipe, run: Run) -> str:
+    """The recipe's precision, or the fastest here, measured once: a resumed training keeps what it began with."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    if not run.file(PROBE).exists():
+        write_csv(run.file(PROBE), probe_precision(recipe))
+    return fastest_precision(pd.read_csv(run.file(PROBE)))
 
 
 def environment() -> dict[str, Any]:
