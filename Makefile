@@ -5,11 +5,12 @@ JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help venv reproduce notebooks test test-fast test-real lint format lab clean
+.PHONY: help venv reproduce notebooks test test-fast test-real bench lint format lab clean
 
 help:
 	@echo "make reproduce   run the whole series on synthetic radiographs (recipe demo); JOBS=1 for one notebook at a time"
 	@echo "make test        all tests; TBKD_DATA=DIR adds those on real radiographs"
+	@echo "make bench       speed beside what a user would write instead; about 20 minutes, on a quiet machine"
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make lint        style, types, notebooks;   make format   mends the style"
 	@echo "make notebooks   run the demo and keep its outputs in the notebooks"
@@ -35,6 +36,11 @@ test: venv
 
 test-fast: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not real_data"
+
+bench: venv
+	$(BIN)/python -m pip install --quiet scikit-learn
+	$(BIN)/python -m pip install --quiet --no-deps grad-cam ttach
+	$(BIN)/python benchmarks/run_all.py
 
 lint: venv
 	$(BIN)/ruff check .

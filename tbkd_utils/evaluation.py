@@ -158,16 +158,12 @@ def localization(experiment: Experiment, trained: TrainedClassifier) -> Localiza
 
 def _maps(recipe: Recipe, trained: TrainedClassifier, samples: Samples) -> np.ndarray:
     """Grad-CAM at the layer's resolution, float32 (n, h, w); one batch of images is in memory at a time."""
-    model, device, step = trained.model(), trained.device, recipe.eval_batch_size
+    step, device = recipe.eval_batch_size, trained.device
+    batches = (samples.images(i, i + step).to(device) for i in range(0, len(samples), step))
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.cam_precision == "bfloat16"):
-        maps = [
-            class_activation_maps(
-                model, samples.images(i, i + step).to(device), layer=recipe.cam_layer, relu=recipe.cam_relu,
-                batch_size=step, method=recipe.cam_method,
-            )
-            for i in range(0, len(samples), step)
-        ]  # fmt: skip
-    return np.concatenate(maps)
+        return class_activation_maps(
+            trained.model(), batches, layer=recipe.cam_layer, relu=recipe.cam_relu, method=recipe.cam_method
+        )
 
 
 def paired_rows(teacher: Localization, student: Localization) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """Grad-CAM heatmaps (Selvaraju et al. 2017; paper section 3.3): in closed form where there is one, else by captum."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,7 @@ class HeatmapError(TbkdError, ValueError):
 
 def class_activation_maps(
     model: nn.Module,
-    images: torch.Tensor,
+    images: torch.Tensor | Iterable[torch.Tensor],
     target: int = 1,
     *,
     layer: nn.Module | str | None = None,
@@ -34,11 +36,11 @@ def class_activation_maps(
 
     Args:
         model: A classifier, (n, 3, H, W) -> (n, classes). It is used in evaluation mode and left as it was.
-        images: float32 (n, 3, H, W), normalised.
+        images: float32 (n, 3, H, W), normalised; or batches of them, of which one at a time is in memory.
         target: The class that is explained; 1 = TB.
         layer: A layer of the model or its dotted name; None for the last convolutional stage.
         relu: Whether negative values become 0. Captum's own default is not to; the paper's reference does.
-        batch_size: Images at a time; it does not change the result.
+        batch_size: Images at a time, of a tensor; it does not change the result.
         method: `auto` for the closed form where there is one; `captum` for captum everywhere, as in the paper.
 
     Returns:
@@ -48,8 +50,6 @@ def class_activation_maps(
         HeatmapError: If the images have another shape or type, the layer does not exist or gives no maps, or the
             class does not exist.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0 or not images.is_floating_point():
-        raise HeatmapError(f"Expected float images (n, 3, H, W), n > 0; got {images.dtype} {tuple(images.shape)}.")
     if target < 0:
         raise HeatmapError(f"Class {target} cannot be explained: expected 0 or more.")
     chosen = _layer(model, layer)
@@ -60,7 +60,11 @@ def class_activation_maps(
         if head is not None and target >= head.linear.out_features:
             raise HeatmapError(f"Class {target} cannot be explained: the network has {head.linear.out_features}.")
         maps = []
-        for batch in images.split(batch_size):  # (b, 3, H, W)
+        for batch in images.split(batch_size) if isinstance(images, torch.Tensor) else images:  # (b, 3, H, W)
+            if batch.ndim != 4 or batch.shape[1] != 3 or len(batch) == 0 or not batch.is_floating_point():
+                raise HeatmapError(
+                    f"Expected float images (n, 3, H, W), n > 0; got {batch.dtype} {tuple(batch.shape)}."
+                )
             if head is not None:
                 found = _closed(model, batch, target, chosen, head)
             else:
@@ -73,6 +77,8 @@ def class_activation_maps(
     finally:
         for module, mode in training.items():
             module.training = mode
+    if not maps:
+        raise HeatmapError("Expected at least one batch of images; got none.")
     return torch.cat(maps).numpy()
 
 

@@ -33,7 +33,8 @@ class PooledHead:
         positions = activations.shape[2] * activations.shape[3]
         weight = self.linear.weight.detach()[target].float() / positions  # (channels,)
         if not self.rectified:
-            return torch.einsum("bchw,c->bhw", activations.float(), weight)
+            maps = weight @ activations.float().flatten(2)  # (b, h * w)
+            return maps.unflatten(1, activations.shape[2:])
         # The gradient is zero where the ReLU closes: its mean over positions keeps the share of the open ones.
         open_share = (activations > 0).float().mean(dim=(2, 3))  # (b, channels)
         return torch.einsum("bchw,bc->bhw", activations.float(), weight * open_share)

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from tbkd_utils.backbones import build_classifier, last_stage
-from tbkd_utils.gradcam import class_activation_maps
+from tbkd_utils.gradcam import HeatmapError, class_activation_maps
 from tbkd_utils.pooled_head import pooled_head
 
 POOLED = {
@@ -143,3 +143,11 @@ def test_half_the_precision_is_the_same_map_to_its_digits() -> None:
         half = class_activation_maps(model, pictures(4, 96), relu=False)
     assert half.dtype == np.float32
     assert 0 < np.abs(half - plain).max() < 0.1 * np.abs(plain).max()
+
+
+def test_batches_one_at_a_time_are_the_same_maps() -> None:
+    model, images = named("resnet18"), pictures(5)
+    whole = class_activation_maps(model, images, batch_size=2)
+    np.testing.assert_array_equal(class_activation_maps(model, iter(images.split(2))), whole)
+    with pytest.raises(HeatmapError, match="at least one batch"):
+        class_activation_maps(model, [])

@@ -1,0 +1,102 @@
+"""Growth: time per image and peak memory with 500, 2,000 and 8,000 synthetic radiographs; each size in a fresh process.
+
+python benchmarks/bench_growth.py [--json]
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+from harness import Row, report
+
+SIZES = (500, 2000, 8000)
+
+
+class Private(threading.Thread):
+    """The most private memory of this process in bytes: what is mapped from a file is the system's to drop."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.going = 0, True
+
+    def run(self) -> None:
+        page = os.sysconf("SC_PAGE_SIZE")
+        while self.going:
+            resident, shared = (int(n) for n in Path("/proc/self/statm").read_text().split()[1:3])
+            self.peak = max(self.peak, (resident - shared) * page)
+            time.sleep(0.01)
+
+
+def one_size(count: int) -> None:
+    """Draws, reads, caches, feeds for one epoch, trains for one epoch and makes heatmaps; prints seconds and bytes."""
+    from tbkd_utils.evaluation import localization, probabilities
+    from tbkd_utils.experiment import Experiment
+    from tbkd_utils.feeding import training_loader
+    from tbkd_utils.preprocess import normalise
+    from tbkd_utils.training import train_teacher
+
+    torch.set_num_threads(2)
+    test = count // 5
+    train = count - test
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = {
+            "synthetic_train": (train // 4, train // 4, train - 2 * (train // 4)),
+            "synthetic_val": (test // 4, test // 4, test - 2 * (test // 4)),
+            "synthetic_size": 96, "resize": 73, "crop": 64, "batch_size": 32, "epochs": 1, "threads": 0,
+            "resamples": 100, "monitor": "train",
+        }  # fmt: skip
+        experiment = Experiment.open("smoke", out=folder, overrides=overrides)
+        watch = Private()
+        watch.start()
+        seconds, began = {}, time.perf_counter()
+
+        def lap(name: str, images: int) -> None:
+            nonlocal began
+            seconds[name] = (time.perf_counter() - began) / images
+            began = time.perf_counter()
+
+        _ = experiment.root
+        lap("draw", count)
+        _ = experiment.full_train, experiment.test
+        lap("read and cache", count)
+        for pixels, _ in training_loader(experiment.train, experiment.recipe, lambda: 0):
+            normalise(pixels)
+        lap("feed", train)
+        trained = train_teacher(experiment)
+        lap("train", train)
+        probabilities(experiment, trained)
+        _ = localization(experiment, trained).rows
+        lap("evaluate", test)
+        watch.going = False
+    print(json.dumps({"count": count, "seconds": seconds, "peak": watch.peak}))
+
+
+def measure() -> list[Row]:
+    found = []
+    for count in SIZES:
+        command = [sys.executable, __file__, "--one", str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    first, rows = found[0], []
+    for other in found[1:]:
+        both = (sum(first["seconds"].values()), sum(other["seconds"].values()))
+        parts = ", ".join(f"{name} {1e3 * s:.1f}" for name, s in other["seconds"].items())
+        goal = f"time per image of {other['count']} radiographs within 10% of that of {first['count']}"
+        rows.append(Row("growth", goal, f"{both[1] / both[0]:.3f}x", both[1] / both[0] <= 1.1, f"ms/image: {parts}"))
+        share = other["peak"] / first["peak"]
+        goal = f"peak private memory of {other['count']} radiographs within 10% of that of {first['count']}"
+        rows.append(Row("growth", goal, f"{share:.3f}x", share <= 1.1, f"{other['peak'] / 2**20:.0f} MiB"))
+    return rows
+
+
+if __name__ == "__main__":
+    if "--one" in sys.argv:
+        one_size(int(sys.argv[-1]))
+    else:
+        report(measure())

@@ -1,0 +1,116 @@
+"""Heatmaps: the closed form against the bare forward pass, captum and pytorch-grad-cam; then boxes against heatmaps.
+
+Needs `pip install --no-deps grad-cam ttach` (`make bench` does it).
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from captum.attr import LayerGradCam
+from harness import Row, in_turns, ratio, report
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
+
+from tbkd_utils.backbones import build_classifier, last_stage
+from tbkd_utils.evaluation import THRESHOLDS
+from tbkd_utils.gradcam import class_activation_maps, upsample
+from tbkd_utils.localization import score_rows, threshold_rows
+
+BATCH, BATCHES = 16, 4
+LAST = torch.channels_last
+FORMATS = {"fp32": (torch.contiguous_format, False), "fp32 channels_last": (LAST, False), "bf16": (LAST, True)}
+
+
+def laid_out(name: str, layout: torch.memory_format) -> tuple[nn.Module, torch.Tensor]:
+    model = build_classifier(name, "none", 0).eval().to(memory_format=layout)
+    images = torch.randn(BATCH, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    return model, images.contiguous(memory_format=layout)
+
+
+def against_forward(name: str) -> list[Row]:
+    rows = []
+    for title, (layout, half) in FORMATS.items():
+        model, images = laid_out(name, layout)
+
+        def forward(model: nn.Module = model, images: torch.Tensor = images) -> None:
+            with torch.inference_mode():
+                for _ in range(BATCHES):
+                    model(images)
+
+        maps = functools.partial(class_activation_maps, model, [images] * BATCHES)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            seconds = in_turns({"forward": forward, "maps": maps}, rounds=7)
+        share, text = ratio(seconds, "forward", "maps")
+        goal = f"heatmaps at 0.97x the forward pass or better ({name}, {title})"
+        rows.append(
+            Row("heatmaps", goal, f"{text}x", share >= 0.97, f"{BATCHES * BATCH / min(seconds['maps']):.1f} images/s")
+        )
+    return rows
+
+
+def against_others(name: str) -> list[Row]:
+    model, images = laid_out(name, torch.contiguous_format)
+    fast, laid = laid_out(name, LAST)
+    layer = last_stage(model)
+    explainer, cam = LayerGradCam(model, layer), GradCAM(model=model, target_layers=[layer])
+    cam.batch_size = BATCH
+    targets = [ClassifierOutputTarget(1)] * BATCH
+
+    def half() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            class_activation_maps(fast, laid, batch_size=BATCH)
+
+    sides: dict[str, Callable[[], object]] = {
+        "captum loop": lambda: [explainer.attribute(image[None], target=1) for image in images],
+        "captum batch": lambda: explainer.attribute(images, target=1),
+        "pytorch-grad-cam": lambda: cam(input_tensor=images, targets=targets),
+        "fp32": lambda: class_activation_maps(fast, laid, batch_size=BATCH),
+        "bf16": half,
+    }
+    seconds = in_turns(sides, rounds=5)
+    speeds = ", ".join(f"{side} {BATCH / float(np.median(values)):.1f}" for side, values in seconds.items())
+    rows = []
+    for rival, factor in (("captum loop", 5), ("pytorch-grad-cam", 10)):
+        best = max(("fp32", "bf16"), key=lambda ours: ratio(seconds, rival, ours)[0])
+        speed, text = ratio(seconds, rival, best)
+        goal = f"at least {factor}x {rival}, fp32, where the CPU has bf16 units ({name})"
+        rows.append(Row("heatmaps", goal, f"{text}x", speed >= factor, f"ours in {best}; images/s: {speeds}"))
+    return rows
+
+
+def boxes() -> list[Row]:
+    """200 images, whose heatmaps are blobs like a network's, against a forward pass of the laptop's network."""
+    count, rng = 200, np.random.default_rng(0)
+    maps = rng.gamma(0.5, size=(count, 7, 7)).astype(np.float32)
+    truth = [np.array([[40, 40, 90, 100], [130, 60, 190, 120]], np.float32)[: 1 + i % 2] for i in range(count)]
+    names = [f"{i}.png" for i in range(count)]
+    model, images = laid_out("efficientnet_lite0", LAST)
+    batches = -(-count // BATCH)
+
+    def heat() -> None:
+        class_activation_maps(model, [images] * batches)
+
+    def score() -> None:
+        score_rows(names, upsample(maps, (224, 224)), truth, 0.5, 100.0, area="rectangle", method="minmax")
+
+    def curves() -> None:
+        threshold_rows(names, upsample(maps, (224, 224)), truth, 100.0, THRESHOLDS, area="rectangle", method="minmax")
+
+    seconds = in_turns({"heatmaps": heat, "boxes": score, "curves": curves}, rounds=3)
+    share, text = ratio(seconds, "boxes", "heatmaps")
+    goal = "boxes and scores of 200 images below 0.02x the time of their heatmaps (EfficientNet-Lite0, 224 px)"
+    spent = {name: float(np.median(values)) for name, values in seconds.items()}
+    note = f"{spent['boxes']:.3f} s beside {spent['heatmaps']:.2f} s; the curves' 49 thresholds {spent['curves']:.2f} s"
+    return [Row("boxes", goal, f"{text}x", share < 0.02, note)]
+
+
+def measure() -> list[Row]:
+    rows = [row for name in ("resnet50", "efficientnet_lite0") for row in against_forward(name)]
+    return [*rows, *against_others("resnet50"), *boxes()]
+
+
+if __name__ == "__main__":
+    report(measure())
