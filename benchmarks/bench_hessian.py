@@ -64,7 +64,8 @@ def measure() -> tuple[str, list[Row]]:
 
     lines = [
         f"Top {TOP} eigenvalues, trained network of {sum(p.numel() for p in model.parameters())} parameters, float32, "
-        f"{len(inputs)} images in batches of 100. {machine()}. Reference: {', '.join(f'{value:.4g}' for value in truth)}.",
+        f"{len(inputs)} images in batches of 100. {machine()}. Reference: "
+        f"{', '.join(f'{value:.4g}' for value in truth)}.",
         "",
         "| method | products | seconds | worst eigenvalue error | worst residual | residual <= 1e-3 |",
         "|---|---|---|---|---|---|",

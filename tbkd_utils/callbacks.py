@@ -14,9 +14,7 @@ from tqdm import tqdm
 
 from tbkd_utils.fitting import LOSS, Classifier
 from tbkd_utils.runs import Run, write_atomic, write_json, write_tensors
-
-RESUME = "resume.ckpt"
-PROGRESS = ".progress.json"  # dotted: not part of the result
+from tbkd_utils.training_files import PROGRESS, RESUME
 
 
 class ResumeWarning(UserWarning):

@@ -1,6 +1,8 @@
 """Where the arithmetic runs, and in which precision it trains fastest there: measured, on the training step itself."""
 
 import time
+from importlib.metadata import version
+from typing import Any
 
 import pandas as pd
 import torch
@@ -65,3 +67,14 @@ def fastest_precision(rows: pd.DataFrame) -> str:
     seconds = rows.set_index("precision")["seconds"]
     full, narrow = CANDIDATES
     return narrow if seconds[full] >= CLEARLY * seconds[narrow] else full
+
+
+def environment() -> dict[str, Any]:
+    """Returns what the numbers of a run depend on besides its settings: versions, device and threads."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "torch": torch.__version__,
+        "lightning": version("lightning"),
+        "device": device,
+        "threads": torch.get_num_threads(),
+    }

@@ -18,7 +18,7 @@ from papermill.exceptions import PapermillException, PapermillExecutionError
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.runs import Run, file_sha256, read_json, write_json
-from tbkd_utils.training import ENVIRONMENT
+from tbkd_utils.training_files import ENVIRONMENT
 
 RECORD = "record.json"
 FAILED = "failed.json"

@@ -1,39 +1,17 @@
-"""Trains a teacher or a student by Lightning: stops early, keeps the best epoch, resumes bit for bit (section 3.2.2).
-
-Every random choice is a function of (seed, epoch, sample): the order of an epoch, the augmentation of a sample, the
-hold-out. So a run that was interrupted ends with the same bits as one that was not, whatever the number of workers.
-"""
+"""A trained teacher or student: made if need be, else read back (section 3.2.2)."""
 
 from dataclasses import dataclass
-from typing import Any
 
-import lightning as L
-import numpy as np
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
 from tbkd_utils.backbones import build_classifier
-from tbkd_utils.callbacks import (
-    PROGRESS,
-    RESUME,
-    AtomicCheckpoints,
-    KeepBestAndLast,
-    OneBar,
-    quiet_lightning,
-    resumable,
-)
-from tbkd_utils.devices import compute_device, fastest_precision, probe_precision
+from tbkd_utils.devices import compute_device
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.feeding import monitor_loader, training_loader
-from tbkd_utils.fitting import LOSS, Classifier
 from tbkd_utils.recipe import Recipe
-from tbkd_utils.runs import Run, read_tensors, write_csv, write_json, write_tensors
-
-HISTORY = "history.csv"
-ENVIRONMENT = "environment.json"
-PROBE = "precision.csv"
+from tbkd_utils.runs import Run, read_tensors
+from tbkd_utils.training_files import HISTORY
 
 
 @dataclass(frozen=True)
@@ -101,8 +79,10 @@ def _train(experiment: Experiment, role: str, progress: bool) -> TrainedClassifi
     run = experiment.run_at(role, experiment.training_settings(role))
     with run.making() as needed:
         if needed:
+            from tbkd_utils import lightning_fit  # Lightning: seconds that reading a finished run should not take
+
             teacher = _teacher_of(experiment, progress) if role == "student" else None
-            _fit(experiment, run, teacher, progress)
+            lightning_fit.fit(experiment, run, teacher, progress)
     return TrainedClassifier(role, experiment.recipe, run)
 
 
@@ -112,82 +92,3 @@ def _teacher_of(experiment: Experiment, progress: bool) -> nn.Module:
     if recipe.teacher_trained:
         return _train(experiment, "teacher", progress).model()
     return build_classifier(recipe.backbone, recipe.weights, recipe.seed).eval()
-
-
-def _fit(experiment: Experiment, run: Run, teacher: nn.Module | None, progress: bool) -> None:
-    recipe = experiment.recipe
-    if recipe.threads:
-        torch.set_num_threads(recipe.threads)
-    module = Classifier(recipe, build_classifier(recipe.backbone, recipe.weights, recipe.seed), teacher)
-    resume = resumable(run.file(RESUME))
-    if resume is None or not finished(resume["history"], recipe):
-        callbacks: list[L.Callback] = [
-            EarlyStopping(LOSS, patience=recipe.patience, check_finite=False, check_on_train_epoch_end=True),
-            KeepBestAndLast(run),
-        ]
-        if progress:
-            callbacks.append(OneBar(f"{run.settings['kind']} (seed {recipe.seed})"))
-        precision = _precision(recipe, run)
-        train = training_loader(experiment.train, recipe, lambda: module.current_epoch)
-        monitored = monitor_loader(experiment.monitor, recipe) if experiment.monitor is not None else None
-        with quiet_lightning():
-            trainer = L.Trainer(
-                max_epochs=recipe.epochs,
-                accelerator=recipe.accelerator,
-                devices=1,
-                precision=precision,  # type: ignore[arg-type]
-                deterministic=recipe.deterministic,
-                callbacks=callbacks,
-                plugins=[AtomicCheckpoints()],
-                default_root_dir=run.path,
-                logger=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                use_distributed_sampler=False,
-            )
-            deterministic = torch.are_deterministic_algorithms_enabled()
-            try:
-                ckpt_path = run.file(RESUME) if resume else None
-                trainer.fit(module, train, monitored, ckpt_path=ckpt_path, weights_only=True)
-            finally:
-                torch.use_deterministic_algorithms(deterministic)
-        if trainer.interrupted:  # Lightning swallows Ctrl-C; what is half done must not be marked as done
-            raise KeyboardInterrupt
-    else:
-        module.load_state_dict(resume["state_dict"])
-        module.rows, module.seconds = resume["history"], resume["seconds"]
-    write_tensors(run.file("last.safetensors"), module.model.state_dict())
-    write_csv(run.file(HISTORY), pd.DataFrame(module.rows))
-    images = len(experiment.train) * len(module.rows)
-    write_json(run.file(ENVIRONMENT), environment() | {
-        "seconds": round(module.seconds, 2), "images_per_second": round(images / max(module.seconds, 1e-9), 1)
-    })  # fmt: skip
-    for name in (RESUME, PROGRESS):
-        run.file(name).unlink(missing_ok=True)
-
-
-def _precision(recipe: Recipe, run: Run) -> str:
-    """The recipe's precision, or the fastest here, measured once: a resumed training keeps what it began with."""
-    if recipe.precision != "auto":
-        return recipe.precision
-    if not run.file(PROBE).exists():
-        write_csv(run.file(PROBE), probe_precision(recipe))
-    return fastest_precision(pd.read_csv(run.file(PROBE)))
-
-
-def environment() -> dict[str, Any]:
-    """Returns what the numbers of a run depend on besides its settings: versions, device and threads."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {
-        "torch": torch.__version__,
-        "lightning": L.__version__,
-        "device": device,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def finished(rows: list[dict[str, Any]], recipe: Recipe) -> bool:
-    """Whether these epochs are all: the last allowed one, or `patience` epochs without a lower loss."""
-    losses = [row[LOSS] for row in rows]
-    return len(rows) >= recipe.epochs or len(losses) - 1 - int(np.argmin(losses)) >= recipe.patience

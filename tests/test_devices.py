@@ -4,11 +4,12 @@ import pandas as pd
 import pytest
 import torch
 
-import tbkd_utils.training as training
+import tbkd_utils.lightning_fit as fitting
 from tbkd_utils.devices import CANDIDATES, compute_device, fastest_precision, probe_precision
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.recipe import Recipe
-from tbkd_utils.training import PROBE, train_teacher
+from tbkd_utils.training import train_teacher
+from tbkd_utils.training_files import PROBE
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_a_training_keeps_the_precision_that_it_measured(tmp_path, monkeypatch) 
         measured.append(recipe)
         return pd.DataFrame({"precision": CANDIDATES, "seconds": [3.0, 1.0], "images_per_second": [1.0, 3.0]})
 
-    monkeypatch.setattr(training, "probe_precision", probe)
+    monkeypatch.setattr(fitting, "probe_precision", probe)
     experiment = Experiment.open("smoke", out=tmp_path, overrides={"precision": "auto", "epochs": 1})
     trained = train_teacher(experiment)
     assert pd.read_csv(trained.run.file(PROBE))["seconds"].tolist() == [3.0, 1.0]

@@ -1,0 +1,7 @@
+"""Names of the files in the folder of a training."""
+
+HISTORY = "history.csv"
+ENVIRONMENT = "environment.json"
+PROBE = "precision.csv"
+RESUME = "resume.ckpt"
+PROGRESS = ".progress.json"  # dotted: not part of the result
