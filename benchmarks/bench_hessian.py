@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness import Row, machine, report
+from harness import Row, in_turns, machine, ratio, report
 from hessian_subject import bright_spots, trained_network
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
 
+from tbkd_utils.backbones import build_classifier
 from tbkd_utils.hessian import spectrum
+from tbkd_utils.hessian_products import Graph, reverse_over_forward
 from tbkd_utils.pyhessian_adapter import pyhessian_numbers
 
 TOP = 10
@@ -51,6 +53,32 @@ def row(name: str, products: int, seconds: float, values: np.ndarray, truth: np.
     met = f"{int((residuals <= 1e-3).sum())} of {len(residuals)}"
     cells = [name, products, f"{seconds:.1f}", f"{errors.max():.1e}", f"{residuals.max():.1e}", met]
     return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def routes(name: str, batch: int) -> Row:
+    """Seconds of one product of a real network by the three routes."""
+    model = build_classifier(name, "none", 0).eval()
+    inputs = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(batch) % 2
+    parameters = list(model.parameters())
+    pieces = [torch.randn_like(p) for p in parameters]
+    named = {key: p.detach() for key, p in model.named_parameters()}
+    tangent = dict(zip(named, pieces, strict=True))
+
+    def value(given: dict[str, Tensor]) -> Tensor:
+        return loss(functional_call(model, given, (inputs,)), targets)
+
+    sides = {
+        "double backward": lambda: Graph(loss(model(inputs), targets), parameters, batch).product(pieces, keep=False),
+        "reverse over forward": lambda: reverse_over_forward(model, lambda z: loss(z, targets), inputs, pieces),
+        "forward over reverse": lambda: jvp(grad(value), (named,), (tangent,)),
+    }
+    seconds = in_turns(sides, rounds=3)
+    share, text = ratio(seconds, "reverse over forward", "double backward")
+    spent = ", ".join(f"{side} {np.median(values):.2f} s" for side, values in seconds.items())
+    fastest = min(seconds, key=lambda side: np.median(seconds[side]))
+    goal = f"a product by the fastest route: reverse over forward / double backward ({name}, batch {batch}, 224 px)"
+    return Row("hessian", goal, f"{text}x", fastest == "reverse over forward", spent)
 
 
 def measure() -> tuple[str, list[Row]]:
@@ -114,4 +142,4 @@ def measure() -> tuple[str, list[Row]]:
 if __name__ == "__main__":
     tables, rows = measure()
     (Path(__file__).parent / "HESSIAN.md").write_text(tables)
-    report(rows)
+    report([*rows, routes("efficientnet_lite0", 8), routes("resnet50", 4)])
