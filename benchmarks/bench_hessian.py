@@ -74,7 +74,7 @@ def routes(name: str, batch: int) -> Row:
         "forward over reverse": lambda: jvp(grad(value), (named,), (tangent,)),
     }
     seconds = in_turns(sides, rounds=3)
-    share, text = ratio(seconds, "reverse over forward", "double backward")
+    _, text = ratio(seconds, "reverse over forward", "double backward")
     spent = ", ".join(f"{side} {np.median(values):.2f} s" for side, values in seconds.items())
     fastest = min(seconds, key=lambda side: np.median(seconds[side]))
     goal = f"a product by the fastest route: reverse over forward / double backward ({name}, batch {batch}, 224 px)"
