@@ -1,0 +1,92 @@
+"""The recipes by name: what each sets apart from the paper's values, which are a recipe's defaults."""
+
+from typing import Any
+
+# Few radiographs and few products: seconds on a CPU, and wide intervals, which the notebook shows.
+_BRIEF_CURVATURE = {
+    "hessian_samples": 8,
+    "hessian_batch_size": 8,
+    "hessian_top": 4,
+    "hessian_probes": 2,
+    "hessian_steps": 5,
+    "hessian_tolerance": 0.03,
+    "hessian_sizes": (2, 3, 4, 5, 6),
+    "hessian_draws": 3,
+    "hessian_size_probes": 2,
+    "pyhessian_iterations": 2,
+    "landscape_points": 7,
+    "landscape_draws": 4,
+}
+# Table 1 in full to the tolerance, on as many radiographs as two CPU cores get through in half an hour.
+_HALF_HOUR_CURVATURE = {
+    "hessian_samples": 16,
+    "hessian_batch_size": 8,
+    "hessian_top": 10,
+    "hessian_probes": 4,
+    "hessian_steps": 12,
+    "hessian_tolerance": 1e-3,
+    "hessian_sizes": (2, 4, 8, 12, 16),
+    "hessian_draws": 3,
+    "hessian_size_probes": 4,
+    "pyhessian_iterations": 20,
+    "landscape_points": 11,
+    "landscape_draws": 6,
+}
+_LITE = {"backbone": "efficientnet_lite0", "weights": "imagenet", "monitor": "holdout"}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Seconds, for tests: every step runs, nothing is learnt.
+    "smoke": _LITE
+    | {
+        "synthetic_train": (8, 8, 16),
+        "synthetic_val": (4, 4, 8),
+        "synthetic_size": 96,
+        "resize": 73,
+        "crop": 64,
+        "holdout_fraction": 0.25,
+        "batch_size": 16,
+        "epochs": 2,
+        "threads": 1,
+        "temperatures": (1.0, 2.0),
+        "alphas": (0.75, 0.95),
+        "seeds": (0, 42),
+        "resamples": 200,
+        "hessian_samples": 4,
+        "hessian_batch_size": 4,
+        "hessian_top": 2,
+        "hessian_probes": 2,
+        "hessian_steps": 4,
+        "hessian_tolerance": 0.1,
+        "hessian_sizes": (2, 4),
+        "hessian_draws": 2,
+        "hessian_size_probes": 2,
+        "pyhessian_iterations": 2,
+        "landscape_points": 3,
+        "landscape_draws": 2,
+    },
+    # The embedded default: synthetic radiographs, a few minutes on two cores.
+    "demo": _LITE
+    | _BRIEF_CURVATURE
+    | {
+        "synthetic_train": (70, 70, 140),
+        "synthetic_val": (30, 30, 60),
+        "synthetic_size": 256,
+        "resize": 146,
+        "crop": 128,
+        "batch_size": 16,
+        "epochs": 4,
+        "threads": 1,  # the same digits, whether one cell of a grid runs at a time or two
+    },
+    # Real radiographs on a CPU: TBX11K or a part of it, with the `extra` radiographs as further negatives.
+    "laptop": _LITE
+    | _HALF_HOUR_CURVATURE
+    | {
+        "train_splits": ("train", "extra_train"),
+        "test_splits": ("val", "extra_val"),
+        "partial": True,
+        "batch_size": 32,
+        "epochs": 6,
+    },
+    # The paper's own values.
+    "paper": {"workers": 8, "precision": "bf16-mixed"},
+}
