@@ -117,7 +117,7 @@ def test_a_cluster_that_loses_a_worker_makes_the_same_tables(
     chosen = tmp_path / "notebooks"
     chosen.mkdir()
     for path in NOTEBOOKS:
-        if path.stem[:2] in ("02", "03", "09"):
+        if path.stem[:2] in ("02", "03", "07", "08"):
             shutil.copy(path, chosen)
     other = Experiment.open("smoke", out=tmp_path / "dask")
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
@@ -132,8 +132,8 @@ def test_a_cluster_that_loses_a_worker_makes_the_same_tables(
             outcomes = reproduce(other, chosen, executor, jobs=None, announce=kill_one)
     assert killed
     assert {outcome.state for outcome in outcomes} == {"done"}
-    assert len(outcomes) == 11
-    for name in ("table_3_seeds", "table_3_arms", "table_3_differences"):
+    assert len(outcomes) == 6
+    for name in ("figure_8_temperature", "figure_9_alpha"):
         assert (other.figures / f"{name}.csv").read_text() == (smoke.figures / f"{name}.csv").read_text()
 
 
