@@ -38,8 +38,8 @@ test-fast: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not real_data"
 
 bench: venv
-	$(BIN)/python -m pip install --quiet scikit-learn
-	$(BIN)/python -m pip install --quiet --no-deps grad-cam ttach
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt scikit-learn
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps grad-cam ttach
 	$(BIN)/python benchmarks/run_all.py
 
 lint: venv

@@ -1,6 +1,7 @@
 """The `tbkd` command."""
 
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,7 @@ import typer
 import yaml
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Column, Table
 
 from tbkd_utils import __version__
@@ -110,6 +112,74 @@ def status(
         table.add_row(escape(row["step"]), f"[{colours[row['state']]}]{row['state']}[/]", shown, escape(row["note"]))
     console.print(table)
     console.print(state.summary(rows))
+
+
+@app.command()
+def locate(
+    image_or_folder: Annotated[Path, typer.Argument(help="A PNG, JPEG, TIFF, BMP or DICOM file, or a folder of them.")],
+    run: Annotated[
+        Path, typer.Option("--run", help="A trained network: runs/RECIPE/student-DIGEST or teacher-DIGEST.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder that receives boxes, tables and overlays.")] = Path(
+        "located"
+    ),
+    threshold: Annotated[
+        float | None, typer.Option(help="Share of the normalised heatmap that makes a box, 0 to 1.")
+    ] = None,
+    min_probability: Annotated[
+        float, typer.Option(help="Draw no box where the probability of TB is lower; 0 draws everywhere.")
+    ] = 0.0,
+    min_area: Annotated[
+        float | None, typer.Option(help="Smallest box, in square pixels of the network's input.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", "-r", help="The network's recipe, if its folder does not say.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", "-d", help="What the network learnt from, if its folder lacks the areas.")
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """Find TB in your own radiographs; write boxes as COCO JSON and CSV, and overlays.
+
+    All boxes are in the pixels of the files. They are suggestions to be corrected by a reader, not a diagnosis.
+
+    Exit status: 0, every file was located; 1, nothing was written; 2, the command was called wrongly; 3, the result
+    was written, but some files could not be read (listed in failed.csv).
+    """
+    from tbkd_utils import locate as locating  # imports torch: seconds that --help should not take
+    from tbkd_utils import suggestions
+    from tbkd_utils.reopen import open_trained
+
+    trained = open_trained(run, recipe, _overrides(settings))
+    out = out.expanduser().resolve()
+    suggestions.check_writable(out)
+    with _progress() as bar:
+        reading, drawing = bar.add_task("locating", total=None), bar.add_task("drawing", total=None)
+        located = locating.locate(
+            image_or_folder, trained, threshold=threshold, min_area=min_area, min_probability=min_probability,
+            data=data, leave_out=[out], progress=lambda done, total: bar.update(reading, completed=done, total=total),
+        )  # fmt: skip
+        located = suggestions.write_suggestions(
+            located, out, lambda done, total: bar.update(drawing, completed=done, total=total)
+        )
+    for found in located.findings:
+        if found.note:
+            console.print(f"[yellow]note:[/] {escape(found.name)}: {escape(found.note)}", soft_wrap=True)
+    for name, reason in located.failures:
+        console.print(f"[red]failed:[/] {escape(name)}: {escape(reason)}", soft_wrap=True, highlight=False)
+    called, boxes = sum(f.p_tb > 0.5 for f in located.findings), sum(len(f.boxes) for f in located.findings)
+    console.print(
+        f"{len(located.findings)} radiographs located, {called} with a probability of TB above 0.5; {boxes} boxes; "
+        f"{len(located.failures)} failed; {located.others} other files not looked at."
+    )
+    console.print(f"Written: {escape(str(out))}", soft_wrap=True)
+    raise typer.Exit(3 if located.failures else 0)
+
+
+def _progress() -> Progress:
+    """A progress bar on standard error, where that is a terminal."""
+    return Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 def _opened(recipe: str, data: Path | None, out: Path | None, settings: list[str] | None) -> "Experiment":

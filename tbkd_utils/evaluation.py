@@ -47,14 +47,18 @@ def probabilities(experiment: Experiment, trained: TrainedClassifier) -> pd.Data
     run = experiment.run_at("probabilities", _made_from(experiment, trained))
     with run.making() as needed:
         if needed:
-            model = trained.model()
-            size = experiment.recipe.eval_batch_size
-            with torch.inference_mode():
-                batches = [model(samples.images(i, i + size).to(trained.device)) for i in range(0, len(samples), size)]
-            p_tb = torch.cat(batches).cpu().double().softmax(dim=1)[:, 1].numpy()  # (n,)
+            p_tb = tb_probabilities(experiment.recipe, trained, samples)
             rows = classification_rows(samples.names, p_tb, samples.labels, samples.sources)
             write_csv(run.file("rows.csv"), rows)
     return pd.read_csv(run.file("rows.csv"))
+
+
+def tb_probabilities(recipe: Recipe, trained: TrainedClassifier, samples: Samples) -> np.ndarray:
+    """Returns the probability of TB of every radiograph, float64 (n,)."""
+    model, size = trained.model(), recipe.eval_batch_size
+    with torch.inference_mode():
+        batches = [model(samples.images(i, i + size).to(trained.device)) for i in range(0, len(samples), size)]
+    return torch.cat(batches).cpu().double().softmax(dim=1)[:, 1].numpy()
 
 
 def classification(experiment: Experiment, trained: TrainedClassifier) -> pd.DataFrame:
@@ -140,7 +144,9 @@ def localization(experiment: Experiment, trained: TrainedClassifier) -> Localiza
     })  # fmt: skip
     with heat.making() as needed:
         if needed:
-            write_tensors(heat.file("maps.safetensors"), {"maps": torch.from_numpy(_maps(recipe, trained, samples))})
+            write_tensors(
+                heat.file("maps.safetensors"), {"maps": torch.from_numpy(activation_maps(recipe, trained, samples))}
+            )
     maps = read_tensors(heat.file("maps.safetensors"))["maps"].numpy()
 
     run = experiment.run_at("localization", {"heatmaps": heat.path.name} | recipe.part("scores"))
@@ -156,7 +162,7 @@ def localization(experiment: Experiment, trained: TrainedClassifier) -> Localiza
     return found
 
 
-def _maps(recipe: Recipe, trained: TrainedClassifier, samples: Samples) -> np.ndarray:
+def activation_maps(recipe: Recipe, trained: TrainedClassifier, samples: Samples) -> np.ndarray:
     """Grad-CAM at the layer's resolution, float32 (n, h, w); one batch of images is in memory at a time."""
     step, device = recipe.eval_batch_size, trained.device
     batches = (samples.images(i, i + step).to(device) for i in range(0, len(samples), step))

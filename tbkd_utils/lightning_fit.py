@@ -21,7 +21,7 @@ from tbkd_utils.feeding import monitor_loader, training_loader
 from tbkd_utils.fitting import LOSS, Classifier
 from tbkd_utils.recipe import Recipe
 from tbkd_utils.runs import Run, write_csv, write_json, write_tensors
-from tbkd_utils.training_files import ENVIRONMENT, HISTORY, PROBE, PROGRESS, RESUME
+from tbkd_utils.training_files import ENVIRONMENT, HISTORY, LOCATING, PROBE, PROGRESS, RESUME
 
 
 def fit(experiment: Experiment, run: Run, teacher: nn.Module | None, progress: bool) -> None:
@@ -81,12 +81,23 @@ def fit(experiment: Experiment, run: Run, teacher: nn.Module | None, progress: b
         module.rows, module.seconds = resume["history"], resume["seconds"]
     write_tensors(run.file("last.safetensors"), module.model.state_dict())
     write_csv(run.file(HISTORY), pd.DataFrame(module.rows))
+    write_json(run.file(LOCATING), locating(experiment))
     images = len(experiment.train) * len(module.rows)
     write_json(run.file(ENVIRONMENT), environment() | {
         "seconds": round(module.seconds, 2), "images_per_second": round(images / max(module.seconds, 1e-9), 1)
     })  # fmt: skip
     for name in (RESUME, PROGRESS):
         run.file(name).unlink(missing_ok=True)
+
+
+def locating(experiment: Experiment) -> dict[str, Any]:
+    """Returns what boxes need besides a trained network: the recipe's heatmaps and scores, the training boxes' areas.
+
+    A run folder's name does not depend on it: boxes are drawn after training, under any setting.
+    """
+    recipe = experiment.recipe
+    areas = np.sort(np.concatenate([np.empty(0), *experiment.full_train.areas]))
+    return {"recipe": recipe.name, "settings": recipe.part("heatmaps", "scores"), "box_areas": areas.tolist()}
 
 
 def _precision(recipe: Recipe, run: Run) -> str:

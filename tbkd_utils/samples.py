@@ -148,12 +148,13 @@ def load_samples(
         labels=np.array([record.label for record in records], dtype=np.int64),
         pixels=np.load(run.file(PIXELS), mmap_mode="r"),
         boxes=tuple(geometry.boxes(record.boxes) for geometry, record in pairs),
-        areas=tuple(_scaled_areas(geometry, record.boxes) for geometry, record in pairs),
+        areas=tuple(scaled_areas(geometry, record.boxes) for geometry, record in pairs),
         geometries=geometries,
     )
 
 
-def _scaled_areas(geometry: Geometry, boxes: np.ndarray) -> np.ndarray:
+def scaled_areas(geometry: Geometry, boxes: np.ndarray) -> np.ndarray:
+    """Returns the areas of stored boxes, (k, 4) xyxy, at the scale of the crop: float64 (k,), nothing clipped."""
     scale = (geometry.resized[0] / geometry.height) * (geometry.resized[1] / geometry.width)
     sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
     return sides.prod(axis=1) * scale

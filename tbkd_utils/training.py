@@ -21,8 +21,8 @@ class TrainedClassifier:
     Attributes:
         role: `teacher` or `student`.
         recipe: The recipe that made it.
-        run: Its folder: `best.safetensors`, `last.safetensors`, `history.csv`, `environment.json`, and `precision.csv`
-            where the precision was measured.
+        run: Its folder: `best.safetensors`, `last.safetensors`, `history.csv`, `environment.json`, `locating.json` for
+            use without the radiographs that it learnt from, and `precision.csv` where the precision was measured.
     """
 
     role: str

@@ -3,5 +3,6 @@
 HISTORY = "history.csv"
 ENVIRONMENT = "environment.json"
 PROBE = "precision.csv"
+LOCATING = "locating.json"
 RESUME = "resume.ckpt"
 PROGRESS = ".progress.json"  # dotted: not part of the result

@@ -1,0 +1,161 @@
+"""A trained network from its folder alone: what is read from where, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from untrained import untrained
+
+from tbkd_utils.evaluation import localization
+from tbkd_utils.experiment import Experiment
+from tbkd_utils.recipe import RecipeError
+from tbkd_utils.reopen import ReopenError, open_trained, training_min_area
+from tbkd_utils.reproduce import note_dataset
+from tbkd_utils.runs import DONE
+from tbkd_utils.training import TrainedClassifier, train_student
+from tbkd_utils.training_files import LOCATING
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """An experiment whose settings are far from its preset's, of every part."""
+    changed = {"seed": 7, "crop": 48, "temperature": 3.0, "threshold": 0.3, "cam_relu": False, "min_area_quantile": 0.5}
+    return Experiment.open("smoke", out=tmp_path_factory.mktemp("odd"), overrides=changed)
+
+
+@pytest.fixture(scope="module")
+def made(odd: Experiment) -> TrainedClassifier:
+    return untrained(odd)
+
+
+@pytest.fixture
+def old(odd: Experiment, tmp_path: Path) -> TrainedClassifier:
+    """A folder from before `locating.json`."""
+    return untrained(Experiment(odd.recipe, tmp_path, odd.root), noted=False)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_training_leaves_all_that_is_needed(smoke: Experiment, tmp_path: Path) -> None:
+    trained = train_student(smoke)
+    copied = tmp_path / "anything"
+    shutil.copytree(trained.run.path, copied)
+    again = open_trained(copied)
+    assert (again.role, again.recipe) == ("student", smoke.recipe)
+    assert training_min_area(again) == localization(smoke, trained).min_area
+    for one, other in zip(again.model().parameters(), trained.model().parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_every_setting_comes_back(odd: Experiment, made: TrainedClassifier) -> None:
+    assert open_trained(made.run.path).recipe == odd.recipe
+    assert open_trained(str(made.run.path)).recipe == odd.recipe
+
+
+def test_an_old_folder_takes_the_presets_heatmaps_and_scores(odd: Experiment, old: TrainedClassifier) -> None:
+    found = open_trained(old.run.path).recipe
+    assert found.part("training", "pixels", "distillation") == odd.recipe.part("training", "pixels", "distillation")
+    assert found.part("heatmaps", "scores") == Experiment.open("smoke").recipe.part("heatmaps", "scores")
+
+
+def test_the_recipe_of_an_old_folder_elsewhere_must_be_named(old: TrainedClassifier, tmp_path: Path) -> None:
+    copied = tmp_path / "copied" / "network"
+    shutil.copytree(old.run.path, copied)
+    with pytest.raises(ReopenError, match=r"called 'copied'.*--recipe.*smoke"):
+        open_trained(copied)
+    assert open_trained(copied, "smoke") == TrainedClassifier("student", open_trained(old.run.path).recipe,
+                                                              open_trained(copied, "smoke").run)  # fmt: skip
+    with pytest.raises(RecipeError, match="smke"):
+        open_trained(copied, "smke")
+
+
+def test_what_does_not_change_the_network_can_be_changed(made: TrainedClassifier) -> None:
+    changed = open_trained(made.run.path, overrides={"threshold": 0.7, "eval_batch_size": 3}).recipe
+    assert (changed.threshold, changed.eval_batch_size) == (0.7, 3)
+    with pytest.raises(RecipeError, match=r"crop belongs to the training .*crop = 48"):
+        open_trained(made.run.path, overrides={"crop": 64})
+    with pytest.raises(RecipeError, match="treshold"):
+        open_trained(made.run.path, overrides={"treshold": 0.7})
+
+
+# --- folders that are no networks -------------------------------------------------------------------------------------
+
+
+def test_folders_that_are_no_network(made: TrainedClassifier, tmp_path: Path) -> None:
+    for path, part in (
+        (tmp_path / "absent", "no such folder"),
+        (made.run.file("best.safetensors"), "this is a file"),
+        (tmp_path, "not a finished network.*settings.json, done.json, best.safetensors"),
+    ):
+        with pytest.raises(ReopenError, match=part):
+            open_trained(path)
+
+
+def test_the_folder_around_networks_lists_them_with_what_differs(made: TrainedClassifier) -> None:
+    with pytest.raises(ReopenError) as caught:
+        open_trained(made.run.path.parent)
+    (line,) = str(caught.value).splitlines()[1:]
+    assert line.split()[0] == made.run.path.name
+    assert all(part in line for part in ("seed=7", "crop=48", "temperature=3.0"))
+
+
+def test_a_run_of_another_kind_is_refused(odd: Experiment) -> None:
+    folder = odd.root.parent
+    assert folder.name.startswith("synthetic-")
+    with pytest.raises(ReopenError, match="not a finished network"):
+        open_trained(folder)
+
+
+@pytest.mark.parametrize("damage", [lambda p: (p / DONE).unlink(), lambda p: (p / "best.safetensors").write_bytes(b"")])
+def test_an_unfinished_or_changed_network_is_refused(old: TrainedClassifier, damage) -> None:
+    damage(old.run.path)
+    with pytest.raises(ReopenError, match=r"not finished|not the file that was written"):
+        open_trained(old.run.path)
+
+
+# --- the minimum area -------------------------------------------------------------------------------------------------
+
+
+def test_noted_areas_give_the_series_minimum(odd: Experiment, made: TrainedClassifier) -> None:
+    areas = np.concatenate(odd.full_train.areas)
+    assert training_min_area(open_trained(made.run.path)) == np.quantile(areas, 0.5)
+    lowest = open_trained(made.run.path, overrides={"min_area_quantile": 0.0})
+    assert training_min_area(lowest) == areas.min()
+
+
+def test_an_old_folder_needs_its_dataset(odd: Experiment, old: TrainedClassifier, tmp_path: Path) -> None:
+    expected = float(np.quantile(np.concatenate(odd.full_train.areas), 0.5))
+    trained = open_trained(old.run.path, overrides={"min_area_quantile": 0.5})
+    with pytest.raises(ReopenError, match=f"no {LOCATING}.*no dataset is known.*--data.*--min-area"):
+        training_min_area(trained)
+    assert training_min_area(trained, odd.root) == expected
+    note_dataset(Experiment(odd.recipe, tmp_path, odd.root), print)
+    assert training_min_area(trained) == expected  # found by itself
+    (tmp_path / "runs/smoke/datasets.json").write_text(json.dumps({"/gone": trained.run.settings["fingerprint"]}))
+    with pytest.raises(ReopenError, match="its dataset is not at /gone"):
+        training_min_area(trained)
+
+
+def test_a_synthetic_set_is_found_where_it_was_drawn(odd: Experiment) -> None:
+    out = odd.out
+    old = untrained(odd, "teacher", noted=False)
+    note_dataset(odd, print)
+    assert old.run.path.is_relative_to(out)
+    trained = open_trained(old.run.path, overrides={"min_area_quantile": 0.5})
+    assert training_min_area(trained) == np.quantile(np.concatenate(odd.full_train.areas), 0.5)
+
+
+def test_another_dataset_is_refused(old: TrainedClassifier, tmp_path: Path) -> None:
+    other = Experiment.open("smoke", out=tmp_path / "other", overrides={"synthetic_seed": 5})
+    with pytest.raises(ReopenError, match="not the radiographs"):
+        training_min_area(old, other.root)
+
+
+def test_a_training_set_without_boxes_has_no_minimum(old: TrainedClassifier) -> None:
+    old.run.file(LOCATING).write_text(json.dumps({"recipe": "smoke", "settings": {}, "box_areas": []}))
+    with pytest.raises(ReopenError, match=r"has no box.*--min-area"):
+        training_min_area(old)
