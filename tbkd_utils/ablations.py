@@ -48,7 +48,7 @@ def curve_rows(experiment: Experiment, cells: Sequence[Cell]) -> pd.DataFrame:
         mIOU. One training per value: the shares say nothing about another seed.
     """
     recipe, rows = experiment.recipe, cell_rows(experiment, cells)
-    scores = _scores([cell.localize(experiment) for cell in cells])  # (images, cells)
+    scores = image_scores([cell.localize(experiment) for cell in cells])  # (images, cells)
     wins = np.zeros(len(cells))
     rng = np.random.default_rng(recipe.statistics_seed)
     for _ in range(recipe.resamples if len(scores) else 0):
@@ -108,7 +108,7 @@ def difference_table(experiment: Experiment, cells: Sequence[Cell]) -> pd.DataFr
         summary = seed_difference(
             [located[first, seed].miou for seed in seeds], [located[second, seed].miou for seed in seeds]
         )
-        pairs = _scores([located[arm, seed] for arm in (first, second) for seed in seeds])  # (images, 2 * seeds)
+        pairs = image_scores([located[arm, seed] for arm in (first, second) for seed in seeds])  # (images, 2 * seeds)
         low = high = p = np.nan
         if len(pairs):
             a, b = (pairs[:, start : start + len(seeds)].mean(axis=1) for start in (0, len(seeds)))
@@ -172,13 +172,13 @@ def difference_sentences(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def image_scores(found: Sequence[Localization]) -> np.ndarray:
+    """Returns the paper's score of every radiograph that all networks are scored on, float64 (images, networks)."""
+    columns = [one.rows.set_index("name")["score"] for one in found]
+    return pd.concat(columns, axis=1, join="inner").to_numpy(dtype=np.float64)
+
+
 def _verdict(low: float, high: float) -> str:
     if low > 0:
         return "higher"
     return "lower" if high < 0 else "no difference shown"
-
-
-def _scores(found: Sequence[Localization]) -> np.ndarray:
-    """The paper's score of every radiograph that all networks are scored on, float64 (images, networks)."""
-    columns = [one.rows.set_index("name")["score"] for one in found]
-    return pd.concat(columns, axis=1, join="inner").to_numpy(dtype=np.float64)

@@ -128,26 +128,6 @@ def histories(tables: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def softened(logits: Sequence[float], temperatures: Sequence[float] = (1, 2, 3, 5, 10)) -> Figure:
-    """Draws what a temperature does to one pair of logits (no TB, TB): equation 2 compares the softened pairs."""
-    figure = Figure(figsize=(5.2, 3.0), layout="constrained")
-    axes = figure.subplots()
-    z = np.asarray(logits, dtype=float)[None] / np.asarray(temperatures, dtype=float)[:, None]  # (temperatures, 2)
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    p_tb = (p / p.sum(axis=1, keepdims=True))[:, 1]
-    places = range(len(temperatures))
-    axes.bar(places, p_tb, color=COLORS["teacher"], width=0.6)
-    for place, value in zip(places, p_tb, strict=True):
-        axes.text(place, value + 0.02, f"{value:.3f}", ha="center", fontsize=9)
-    axes.axhline(0.5, color="0.5", linewidth=0.8, linestyle=":")
-    axes.set(
-        xticks=places, xticklabels=[f"T = {t:g}" for t in temperatures], ylim=(0, 1.12),
-        ylabel="teacher's softened p(TB)",
-    )  # fmt: skip
-    sns.despine(figure)
-    return figure
-
-
 def heatmap_to_boxes(
     image: np.ndarray,
     heatmap: np.ndarray,

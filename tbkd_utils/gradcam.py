@@ -1,6 +1,7 @@
 """Grad-CAM heatmaps (Selvaraju et al. 2017; paper section 3.3): in closed form where there is one, else by captum."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -53,9 +54,7 @@ def class_activation_maps(
     if target < 0:
         raise HeatmapError(f"Class {target} cannot be explained: expected 0 or more.")
     chosen = _layer(model, layer)
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+    with _in_evaluation(model):
         head = pooled_head(model, chosen) if method == "auto" else None
         if head is not None and target >= head.linear.out_features:
             raise HeatmapError(f"Class {target} cannot be explained: the network has {head.linear.out_features}.")
@@ -74,12 +73,65 @@ def class_activation_maps(
                     f"The layer {layer!r} gives no maps (n, channels, h, w): choose a convolutional one."
                 )
             maps.append((found.relu() if relu else found).float().cpu())
-    finally:
-        for module, mode in training.items():
-            module.training = mode
     if not maps:
         raise HeatmapError("Expected at least one batch of images; got none.")
     return torch.cat(maps).numpy()
+
+
+def channel_contributions(
+    model: nn.Module, image: torch.Tensor, target: int = 1, *, layer: nn.Module | str | None = None
+) -> np.ndarray:
+    """Returns the summands of Grad-CAM for one image: each channel's map times its weight, `w_c * A_c`.
+
+    Their sum over channels, with negative values set to 0, is `class_activation_maps`.
+
+    Args:
+        model: A classifier, (1, 3, H, W) -> (1, classes). It is used in evaluation mode and left as it was.
+        image: float32 (1, 3, H, W), normalised.
+        target: The class that is explained; 1 = TB.
+        layer: As in `class_activation_maps`.
+
+    Returns:
+        float32 (channels, h, w).
+
+    Raises:
+        HeatmapError: If the image has another shape, or the layer or the class does not exist or gives no maps.
+    """
+    if image.ndim != 4 or image.shape[:2] != (1, 3):
+        raise HeatmapError(f"Expected one image (1, 3, H, W); got {tuple(image.shape)}.")
+    kept: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, given: tuple, output: torch.Tensor) -> torch.Tensor:
+        kept.append(output)
+        return output.clone()  # an in-place ReLU may follow
+
+    hook = _layer(model, layer).register_forward_hook(keep)
+    try:
+        with _in_evaluation(model), torch.enable_grad():
+            logits = model(image)  # (1, classes)
+            if not 0 <= target < logits.shape[1]:
+                raise HeatmapError(f"Class {target} cannot be explained: the network has {logits.shape[1]}.")
+            if kept[0].ndim != 4:
+                raise HeatmapError(
+                    f"The layer {layer!r} gives no maps (n, channels, h, w): choose a convolutional one."
+                )
+            (gradient,) = torch.autograd.grad(logits[0, target], kept[0])
+    finally:
+        hook.remove()
+    weights = gradient.mean(dim=(2, 3), keepdim=True)  # (1, channels, 1, 1)
+    return (weights * kept[0]).detach()[0].float().cpu().numpy()
+
+
+@contextlib.contextmanager
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Puts the network into evaluation mode and every module back into its own mode afterwards."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
 
 
 def _closed(model: nn.Module, batch: torch.Tensor, target: int, layer: nn.Module, head: PooledHead) -> torch.Tensor:

@@ -44,7 +44,7 @@ ITEMS = (
     Item("The radiographs", "What was trained, monitored and tested on.", ("radiographs", "preprocessing"),
          ("radiographs_used",)),
     Item("Figure 3: the method", "The teacher sees labels; the student sees labels and the teacher's softened answers.",
-         ("figure_3_framework", "softened")),
+         ("figure_3_framework", "explained_softening")),
     Item("Training", "The loss per epoch; the student's is equation 1, so its height is not the teacher's.",
          ("training_both",)),
     Item("Table 4: classification", "Value with its 95% interval over test radiographs, beside the paper's.",

@@ -5,6 +5,7 @@ number? (bootstrap, sign-flip permutation.) *Over seeds*: would another training
 deviations, t interval.)
 """
 
+import bisect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -197,6 +198,37 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> See
         StatisticsError: Empty, not finite, of different lengths, or `level` out of range.
     """
     return across_seeds(_paired(a, b), level=level)
+
+
+def seeds_needed(std: float, difference: float, *, level: float = 0.95) -> int:
+    """The smallest number of seeds whose t interval around a mean difference excludes 0.
+
+    Half the width of the interval is `t(n - 1) * std / sqrt(n)`. Such a number of seeds succeeds about every other
+    time, since the mean itself varies.
+
+    Args:
+        std: Sample standard deviation of the difference over seeds, >= 0.
+        difference: The mean difference to be shown, not 0.
+        level: Coverage of the interval, in (0, 1).
+
+    Returns:
+        A number of seeds, at least 2.
+
+    Raises:
+        StatisticsError: If `std` is negative or not finite, `difference` is 0 or not finite, or an option is out of
+            range.
+    """
+    _check_options(level, 1)
+    if not (np.isfinite(std) and std >= 0 and np.isfinite(difference) and difference != 0):
+        raise StatisticsError(f"expected std >= 0 and a difference other than 0; got {std} and {difference}")
+
+    def shown(n: int) -> bool:
+        return float(stats.t.ppf(0.5 + level / 2, n - 1)) * std / n**0.5 < abs(difference)
+
+    high = 2
+    while not shown(high):
+        high *= 2
+    return bisect.bisect_left(range(high), True, lo=2, key=shown)
 
 
 def _vector(values: ArrayLike, name: str) -> NDArray[np.float64]:

@@ -31,7 +31,6 @@ from tbkd_utils.figures import (
     preprocessing,
     qualitative_grid,
     radiographs,
-    softened,
     spread_of_cases,
     threshold_curves,
 )
@@ -186,20 +185,6 @@ def test_one_history_of_a_real_run(smoke: Experiment) -> None:
     figure = histories({"teacher": train_teacher(smoke).history})
     (axes,) = panels(figure, 1)
     assert len(axes.lines) == 2
-
-
-def test_softening_draws_the_softmax_at_each_temperature() -> None:
-    (axes,) = panels(softened([-2.0, 2.0], (1, 2, 4)), 1)
-    expected = [1 / (1 + np.exp(-4 / t)) for t in (1, 2, 4)]
-    assert np.allclose([bar.get_height() for bar in axes.patches], expected)
-    assert [text.get_text() for text in axes.texts] == [f"{p:.3f}" for p in expected]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["T = 1", "T = 2", "T = 4"]
-    assert "p(TB)" in axes.get_ylabel()
-
-
-def test_softening_survives_huge_logits() -> None:
-    (axes,) = panels(softened([-1000.0, 1000.0], (1, 1000)), 1)
-    assert np.allclose([bar.get_height() for bar in axes.patches], [1, 1 / (1 + np.exp(-2))])
 
 
 # --- heatmaps and boxes -----------------------------------------------------------------------------------------------

@@ -1,0 +1,105 @@
+"""Small experiments that the solutions of the notebooks' exercises run; none trains a network."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch.nn.functional as F
+
+from tbkd_utils.ablations import image_scores
+from tbkd_utils.curvature import hessian_batches
+from tbkd_utils.evaluation import Localization
+from tbkd_utils.experiment import Experiment
+from tbkd_utils.grid import Cell
+from tbkd_utils.hessian import Spectrum
+from tbkd_utils.landscape import loss_along
+from tbkd_utils.training import TrainedClassifier
+
+
+def by_lesion_size(found: Mapping[str, Localization], groups: int = 3) -> pd.DataFrame:
+    """Sets the score of each network against the size of the lesions.
+
+    Args:
+        found: Network to its boxes and scores.
+        groups: How many groups of about the same number of radiographs.
+
+    Returns:
+        One row per network and group, from small to large: network, largest (area of a radiograph's largest lesion, as
+        a share of the crop: the mean of the group), score (the paper's, mean), radiographs.
+    """
+    tables = []
+    for network, one in found.items():
+        side = float(np.prod(one.samples.pixels.shape[1:3]))
+        areas = [(boxes[:, 2:] - boxes[:, :2]).prod(axis=1).max() / side for boxes in one.samples.boxes]
+        table = pd.DataFrame({"network": network, "largest": areas, "score": one.rows["score"]})
+        rank = table["largest"].rank(method="first") - 1
+        table["group"] = (rank * groups // len(table)).astype(int)
+        tables.append(table)
+    grouped = pd.concat(tables).groupby(["network", "group"], sort=False)
+    summary = grouped.agg(largest=("largest", "mean"), score=("score", "mean"), radiographs=("score", "size"))
+    order = list(found)
+    return (
+        summary.reset_index()
+        .sort_values(["network", "largest"], key=lambda s: s.map(order.index) if s.name == "network" else s)
+        .drop(columns="group")
+        .reset_index(drop=True)
+    )
+
+
+def split_halves(experiment: Experiment, cells: Sequence[Cell], draws: int = 500) -> pd.DataFrame:
+    """Chooses the best value of an ablation on half of the radiographs and looks at it on the other half.
+
+    Args:
+        experiment: Recipe and data.
+        cells: The networks of the ablation, trained.
+        draws: How often the radiographs are split at random.
+
+    Returns:
+        One row per value: value, chosen (share of the splits in which it was best on the first half), own_half (how far
+        its mIOU lay above the mean of all values there, where it was chosen), other_half (the same on the half that
+        did not choose); nan where there are fewer than two radiographs, or where it was never chosen.
+    """
+    scores = image_scores([cell.localize(experiment) for cell in cells])  # (images, cells)
+    half = len(scores) // 2
+    rng = np.random.default_rng(experiment.recipe.statistics_seed)
+    rows = []
+    for _ in range(draws if half else 0):
+        order = rng.permutation(len(scores))
+        own, other = (scores[part].mean(axis=0) for part in (order[:half], order[half:]))
+        best = int(own.argmax())
+        rows.append((best, own[best] - own.mean(), other[best] - other.mean()))
+    table = pd.DataFrame(rows, columns=["best", "own_half", "other_half"])
+    means = table.groupby("best").mean().reindex(range(len(cells))).reset_index(drop=True)
+    shares = table["best"].value_counts(normalize=True).reindex(range(len(cells)), fill_value=0.0)
+    values = pd.DataFrame({"value": [cell.value for cell in cells], "chosen": shares.to_numpy() if half else np.nan})
+    return pd.concat([values, means], axis=1)
+
+
+def quadratic_check(
+    experiment: Experiment, trained: TrainedClassifier, found: Spectrum, steps: Sequence[float]
+) -> pd.DataFrame:
+    """Sets the loss along the sharpest direction against what its eigenvalue says.
+
+    The weights move along the first eigenvector, of norm 1, by each step to both sides, whose mean cancels the slope.
+    Near a minimum the loss then rises by `eigenvalue * step ** 2 / 2`.
+
+    Args:
+        experiment: Recipe and data; the radiographs are those of `curvature.curvature`.
+        trained: The network.
+        found: Its spectrum on these radiographs.
+        steps: Distances, in the unit of the weights.
+
+    Returns:
+        One row per step: step, measured (rise of the loss in nats), expected (from the eigenvalue).
+    """
+    reach = np.asarray(steps, dtype=np.float64)
+    loss = loss_along(
+        trained.model(),
+        F.cross_entropy,
+        hessian_batches(experiment, experiment.recipe.hessian_samples),
+        found.eigenvectors[0].copy(),
+        np.concatenate([[0.0], reach, -reach]),
+    )
+    both = loss[1:].reshape(2, -1).mean(axis=0)  # (steps,)
+    expected = float(found.eigenvalues[0]) * reach**2 / 2
+    return pd.DataFrame({"step": reach, "measured": both - loss[0], "expected": expected})

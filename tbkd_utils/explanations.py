@@ -1,0 +1,191 @@
+"""Pictures that explain: distillation, Grad-CAM, IoU and the Hessian."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+
+from tbkd_utils.distillation import soften
+from tbkd_utils.evaluation import Localization, probabilities
+from tbkd_utils.experiment import Experiment
+from tbkd_utils.figures import COLORS, HEAT, STYLES
+from tbkd_utils.gradcam import channel_contributions
+from tbkd_utils.localization import image_score, iou_matrix, matched_score
+from tbkd_utils.training import TrainedClassifier
+
+SIGNED = "RdBu_r"  # blue: against, red: for; readable for colour-blind readers
+INK = "0.15"
+
+LESIONS = np.array([[10, 14, 44, 46], [10, 50, 40, 84]], dtype=np.float32)
+PREDICTED = np.array([[14, 16, 47, 82], [26, 62, 56, 94], [68, 60, 90, 86]], dtype=np.float32)
+NARROW, WIDE = 8.0, 1.0  # eigenvalues of the two bowls
+
+
+def softened_answers(
+    experiment: Experiment, teacher: TrainedClassifier, temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
+) -> Figure:
+    """Draws what a label, a teacher and a softened teacher say of three test radiographs.
+
+    All three show TB. They are chosen by the teacher's own answers: the one it is surest of, the one it doubts most,
+    and of the others the one whose probability of TB is nearest to 0.9.
+    """
+    rows, samples = probabilities(experiment, teacher), experiment.test
+    p = rows["p_tb"].to_numpy()
+    tb = np.flatnonzero(rows["label"] == 1)
+    surest, doubtful = tb[p[tb].argmax()], tb[np.abs(p[tb] - 0.5).argmin()]
+    others = [index for index in tb if index not in (surest, doubtful)] or [surest]
+    between = min(others, key=lambda index: abs(p[index] - 0.9))
+    cases = {"the surest": surest, "in between": between, "the most\ndoubtful": doubtful}
+    titles = ["radiograph", "label", *(f"teacher, T = {t:g}" for t in temperatures)]
+    figure = Figure(figsize=(9.2, 5.0), dpi=80, layout="constrained")
+    grid = figure.subplots(len(cases), len(titles), squeeze=False)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=11)
+    for row, (case, index) in zip(grid, cases.items(), strict=True):
+        row[0].imshow(samples.pixels[index], cmap="gray", vmin=0, vmax=255)
+        row[0].set(xticks=[], yticks=[])
+        row[0].set_ylabel(case, fontsize=10)
+        answers = [float(rows["label"][index]), *(float(soften(p[index], t)) for t in temperatures)]
+        for axes, answer in zip(row[1:], answers, strict=True):
+            _answer(axes, answer, INK if axes is row[1] else COLORS["teacher"])
+    return figure
+
+
+def _answer(axes: Axes, p_tb: float, color: str) -> None:
+    """Two bars: the probability of TB and of no TB."""
+    places, values = (1, 0), (p_tb, 1 - p_tb)
+    axes.barh(places, values, color=color, height=0.55)
+    for place, value in zip(places, values, strict=True):
+        axes.text(value + 0.04, place, f"{value:.2f}", va="center", fontsize=10)
+    axes.set(xlim=(0, 1.38), ylim=(-0.8, 1.8), xticks=[], yticks=places, yticklabels=["TB", "no TB"])
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def grad_cam_sum(found: Localization, trained: TrainedClassifier, index: int, shown: int = 3) -> Figure:
+    """Draws how Grad-CAM adds up: channels times their weights, their sum, its positive part, enlarged.
+
+    Args:
+        found: Heatmaps of the network.
+        trained: The network.
+        index: A radiograph, by its position among the scored ones.
+        shown: How many channels; those that contribute most, one of them against TB if there is any.
+    """
+    recipe, samples = found.experiment.recipe, found.samples
+    layer = None if recipe.cam_layer == "last_stage" else recipe.cam_layer
+    parts = channel_contributions(trained.model(), samples.images(index, index + 1).to(trained.device), layer=layer)
+    order = parts.mean(axis=(1, 2)).argsort()[::-1]
+    chosen = [*order[: shown - 1], order[-1]]
+    figure = Figure(figsize=(8.8, 4.9), dpi=72, layout="constrained")
+    grid = figure.subplots(2, shown + 1, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+    image, side = samples.pixels[index], samples.pixels.shape[1]
+    for axes in (grid[0, 0], grid[1, 2], grid[1, 3]):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+    top = max(float(np.abs(parts[chosen]).max()), 1e-12)
+    for axes, channel in zip(grid[0, 1:], chosen, strict=True):
+        axes.imshow(parts[channel], cmap=SIGNED, vmin=-top, vmax=top)
+        says = "for TB" if parts[channel].mean() > 0 else "against TB"
+        axes.set_title(f"channel {channel}\nspeaks {says}", fontsize=10)
+    total = parts.sum(axis=0)  # (h, w)
+    reach = max(float(np.abs(total).max()), 1e-12)
+    grid[1, 0].imshow(total, cmap=SIGNED, vmin=-reach, vmax=reach)
+    grid[1, 1].imshow(np.maximum(total, 0), cmap=HEAT, vmin=0)
+    grid[1, 2].imshow(found.heatmaps[index], cmap=HEAT, alpha=0.55, extent=(-0.5, side - 0.5, side - 0.5, -0.5))
+    for left, above, right, below in samples.boxes[index]:
+        grid[1, 3].add_patch(
+            Rectangle((left - 0.5, above - 0.5), right - left, below - above, fill=False, linewidth=1.8,
+                      edgecolor=COLORS["ground truth"])
+        )  # fmt: skip
+    grid[0, 0].set_title("radiograph", fontsize=10)
+    titles = (f"all {len(parts)} channels\nadded up", "negative sums to 0\n(ReLU)", "enlarged\nover the radiograph",
+              "the true lesions,\nfor comparison")  # fmt: skip
+    for axes, title in zip(grid[1], titles, strict=False):
+        axes.set_title(title, fontsize=10)
+    return figure
+
+
+def iou_example() -> Figure:
+    """Draws two lesions and three predicted boxes, the IoU of every pair, and the score that comes of them."""
+    figure = Figure(figsize=(8.8, 3.9), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.45))
+    left.set(xlim=(0, 100), ylim=(100, 0), aspect="equal", xticks=[], yticks=[], facecolor="0.95")
+    for boxes, who, names in ((LESIONS, "ground truth", "AB"), (PREDICTED, "student", "123")):
+        for (x0, y0, x1, y1), name in zip(boxes, names, strict=True):
+            left.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linewidth=2, edgecolor=COLORS[who],
+                                     linestyle=STYLES[who]))  # fmt: skip
+            lesion = who == "ground truth"  # letters on the left of a box, digits on its right
+            left.text(x0 - 2 if lesion else x1 + 2, y0 - 1, name, color=COLORS[who], fontsize=13, weight="bold",
+                      ha="right" if lesion else "left", va="top")  # fmt: skip
+    left.set_xlabel("lesions A, B; predicted boxes 1, 2, 3", fontsize=9.5)
+    _iou_table(right)
+    return figure
+
+
+def _iou_table(axes: Axes) -> None:
+    """Every IoU, those that count framed, and the two scores."""
+    ious = iou_matrix(LESIONS, PREDICTED)  # (lesions, predictions)
+    counts = set(np.argsort(ious, axis=None, kind="stable")[::-1][: len(LESIONS)].tolist())
+    axes.set(xlim=(0, 4), ylim=(3.9, 0))
+    axes.set_axis_off()
+    for column, name in enumerate("123"):
+        axes.text(column + 1.5, 0.5, f"box {name}", color=COLORS["student"], fontsize=11, ha="center", va="center")
+    for row, name in enumerate("AB"):
+        axes.text(
+            0.5, row + 1.25, f"lesion {name}", color=COLORS["ground truth"], fontsize=11, ha="center", va="center"
+        )
+        for column in range(len(PREDICTED)):
+            counted = row * len(PREDICTED) + column in counts
+            if counted:
+                axes.add_patch(Rectangle((column + 1.15, row + 0.93), 0.7, 0.64, facecolor="0.9", edgecolor=INK))
+            axes.text(column + 1.5, row + 1.25, f"{ious[row, column]:.2f}", fontsize=12, ha="center", va="center",
+                      weight="bold" if counted else "normal")  # fmt: skip
+    paper, matched = image_score(LESIONS, PREDICTED), matched_score(LESIONS, PREDICTED)
+    axes.text(0.05, 3.05, f"the paper's score: mean of the {len(LESIONS)} best, framed = {paper:.2f}", fontsize=10.5)
+    axes.text(0.05, 3.55, f"one box for each lesion (matched) = {matched:.2f}", fontsize=10.5)
+
+
+def sharp_and_flat() -> Figure:
+    """Draws a narrow and a wide bowl under the same shift of a weight, and a bowl over two weights."""
+    figure = Figure(figsize=(8.8, 3.7), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    x, shift = np.linspace(-1.15, 1.15, 201), 0.8
+    for curvature, name, color, style in ((NARROW, "narrow", INK, "-"), (WIDE, "wide", "#A8507F", "--")):
+        left.plot(x, curvature * x**2 / 2, color=color, linestyle=style, linewidth=2,
+                  label=f"{name}: eigenvalue {curvature:g}")  # fmt: skip
+        rise = curvature * shift**2 / 2
+        left.plot([shift], [rise], "o", color=color)
+        left.annotate(f"rises by {rise:.2f}", (shift, rise), xytext=(9, -11), textcoords="offset points", color=color,
+                      fontsize=10)  # fmt: skip
+    left.add_patch(FancyArrowPatch((0, -0.25), (shift, -0.25), arrowstyle="-|>", mutation_scale=12, color="0.4"))
+    left.text(shift / 2, -0.36, "the same shift of the weight", ha="center", va="top", fontsize=9.5, color="0.3")
+    left.set(
+        xlabel="one weight",
+        ylabel="loss above the minimum",
+        xlim=(-1.3, 1.75),
+        ylim=(-0.95, 4.4),
+        xticks=[],
+        yticks=[0, 2, 4],
+    )
+    left.legend(frameon=False, loc="upper center", fontsize=9.5)
+    left.spines[["top", "right"]].set_visible(False)
+    u, v = np.meshgrid(np.linspace(-2, 2, 121), np.linspace(-2, 2, 121))
+    turn = np.pi / 6
+    steep, gentle = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
+    loss = (NARROW * (u * steep[0] + v * steep[1]) ** 2 + WIDE * (u * gentle[0] + v * gentle[1]) ** 2) / 2
+    right.contour(u, v, loss, levels=[0.25, 1, 2.25, 4, 6.25, 9, 12.25], colors="0.55", linewidths=1)
+    for direction, value, color in ((steep, NARROW, INK), (gentle, WIDE, "#A8507F")):
+        end = direction * 1.15
+        right.add_patch(
+            FancyArrowPatch((0, 0), tuple(end), arrowstyle="-|>", mutation_scale=14, color=color, linewidth=2)
+        )
+        box = {"facecolor": "white", "alpha": 0.85, "linewidth": 0, "pad": 1.5}
+        right.text(
+            *(direction * 1.25), f"eigenvalue {value:g}", color=color, fontsize=10, ha="center", va="bottom", bbox=box
+        )
+    right.set(
+        xlabel="one weight", ylabel="another weight", xlim=(-2, 2), ylim=(-2, 2), xticks=[], yticks=[], aspect="equal"
+    )
+    right.set_title(f"lines of equal loss; trace {NARROW:g} + {WIDE:g} = {NARROW + WIDE:g}", fontsize=10)
+    return figure
