@@ -101,8 +101,8 @@ def box_sentences(teacher: Localization, student: Localization) -> str:
         curves[one.role] = curve
         none = int((one.rows["n_pred"] == 0).sum())
         lines.append(
-            f"{one.role}: {one.rows['n_pred'].mean():.2f} boxes per radiograph, none on {none} of {len(one.rows)}. "
-            f"Over all thresholds mIOU lies between {curve.min():.3f} and {curve.max():.3f}, highest at "
+            f"{one.role.capitalize()}: {one.rows['n_pred'].mean():.2f} boxes per radiograph, none on {none} of "
+            f"{len(one.rows)}. Over all thresholds mIOU lies between {curve.min():.3f} and {curve.max():.3f}, highest at "
             f"{curve.idxmax():g}; this run uses {one.experiment.recipe.threshold:g}."
         )
     ahead = int((curves["student"] > curves["teacher"]).sum())

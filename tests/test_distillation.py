@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import log_softmax
 
-from tbkd_utils.distillation import DistillationError, distillation_loss, soft_target_loss
+from tbkd_utils.distillation import DistillationError, distillation_loss, soft_target_loss, soften
 from tbkd_utils.errors import TbkdError
 
 temperatures = st.floats(0.25, 20)
@@ -258,3 +258,20 @@ def test_targets_of_shapes_that_do_not_fit(targets):
 def test_errors_are_ones_that_the_user_can_mend():
     assert issubclass(DistillationError, TbkdError)
     assert issubclass(DistillationError, ValueError)
+
+
+@given(st.floats(-8, 8), st.floats(-8, 8), temperatures)
+def test_softening_a_probability_is_dividing_the_logits(a, b, temperature):
+    p, expected = (torch.tensor([a, b], dtype=torch.float64) / t for t in (1, temperature))
+    assert soften(p.softmax(0)[1], temperature) == pytest.approx(float(expected.softmax(0)[1]), abs=1e-6)
+
+
+def test_softening_keeps_certainty_and_doubt():
+    np.testing.assert_allclose(soften([0.0, 0.5, 1.0], 4), [0, 0.5, 1])
+    assert soften(0.9, 2) == pytest.approx(0.75)  # odds of 9 become odds of 3
+
+
+@pytest.mark.parametrize(("p", "temperature"), [(1.1, 1), (-0.1, 1), (math.nan, 1), (0.5, 0), (0.5, math.inf)])
+def test_what_cannot_be_softened_is_refused(p, temperature):
+    with pytest.raises(DistillationError):
+        soften(p, temperature)

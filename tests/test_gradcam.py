@@ -16,7 +16,7 @@ from torch import nn
 from tbkd_utils.backbones import BackboneError, build_classifier
 from tbkd_utils.boxes import boxes_from_heatmap
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.gradcam import HeatmapError, class_activation_maps, heatmaps, upsample
+from tbkd_utils.gradcam import HeatmapError, channel_contributions, class_activation_maps, heatmaps, upsample
 
 
 class Tiny(nn.Module):
@@ -369,3 +369,36 @@ def test_a_network_whose_last_stage_is_not_known():
 def test_errors_are_ones_that_the_user_can_mend():
     assert issubclass(HeatmapError, TbkdError)
     assert issubclass(HeatmapError, ValueError)
+
+
+@pytest.mark.parametrize("target", [0, 1])
+def test_the_channels_add_up_to_the_map(network, target):
+    model, _ = network
+    image = pictures(1, 64, 64)
+    parts = channel_contributions(model, image, target)
+    expected = class_activation_maps(model, image, target)[0]
+    np.testing.assert_allclose(np.maximum(parts.sum(axis=0), 0), expected, rtol=1e-3, atol=1e-5 * expected.max())
+
+
+def test_the_channels_by_hand(tiny):
+    """Weight over positions, times what the layer puts out; the network keeps its mode and gets no gradient."""
+    tiny.train()
+    image = pictures(1)
+    parts = channel_contributions(tiny, image)
+    assert tiny.training
+    assert all(p.grad is None for p in tiny.parameters())
+    tiny.eval()
+    with torch.no_grad():
+        activations = tiny.act(tiny.norm(tiny.conv(image)))[0]
+        expected = activations * tiny.fc.weight[1][:, None, None] / activations[0].numel()
+    np.testing.assert_allclose(parts, expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "target", "layer"), [((2, 3, 8, 8), 1, None), ((1, 3, 8, 8), 2, None), ((1, 3, 8, 8), 1, "fc")]
+)
+def test_channels_that_do_not_exist_are_refused(tiny, shape, target, layer):
+    with pytest.raises(HeatmapError):
+        channel_contributions(tiny, torch.zeros(shape), target, layer=layer)
+    assert not tiny.act._forward_hooks
+    assert not tiny.fc._forward_hooks

@@ -50,6 +50,32 @@ class TestShape:
         assert imports.source.startswith("%matplotlib inline\n")
         assert opening.source == "experiment = experiment_from(globals())\nversions()"
 
+    def test_it_opens_with_a_question(self, path: Path) -> None:
+        title = nbformat.read(path, as_version=4).cells[0].source
+        assert re.fullmatch(r"\*\*[^*?\n]+\?\*\*", title.split("\n\n")[1])
+
+    def test_it_ends_with_what_was_found_and_three_exercises(self, path: Path) -> None:
+        """The solutions run, train nothing, and lie folded under headings of their own; nothing comes after them."""
+        cells = nbformat.read(path, as_version=4).cells[-12:]
+        kinds = ["markdown", "code", "markdown", *["markdown", "code", "markdown"] * 3]
+        assert [cell.cell_type for cell in cells] == kinds
+        heading, found, questions = cells[:3]
+        assert heading.source == "## What was found"  # in words that a cell computes, not in words typed here
+        assert found.source.splitlines()[-1].startswith("Markdown(")
+        assert questions.source.startswith("## Exercises\n")
+        assert [line[:3] for line in questions.source.splitlines() if line[:1].isdigit()] == ["1. ", "2. ", "3. "]
+        for number, (folded, solution, answer) in enumerate(zip(*[iter(cells[3:])] * 3, strict=True), start=1):
+            assert folded.source == f"### Solution {number}"
+            assert folded.metadata["jp-MarkdownHeadingCollapsed"] is True
+            assert CHECKED in solution.metadata.tags
+            assert not answer.source.startswith("#")
+        assert CHECKED in found.metadata.tags
+
+    def test_cells_have_ids_of_their_own(self, path: Path) -> None:
+        ids = [cell.id for cell in nbformat.read(path, as_version=4).cells]
+        assert len(set(ids)) == len(ids)
+        assert all(re.fullmatch("[0-9a-f]{8}", identity) for identity in ids)
+
     def test_all_imports_stand_in_one_cell(self, path: Path) -> None:
         for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
             if cell.cell_type == "code" and number != 3:
@@ -81,12 +107,24 @@ class TestShape:
         assert CHECKED in tags
 
 
+@pytest.mark.parametrize("number", ["03", "04", "05", "06"])
+def test_what_is_not_biomedicine_is_explained_in_plain_words_and_one_picture(number: str) -> None:
+    path = next(path for path in NOTEBOOKS if path.stem.startswith(number))
+    cells = nbformat.read(path, as_version=4).cells
+    place = next(i for i, cell in enumerate(cells) if cell.source.split("\n")[0].endswith(" in plain words"))
+    words = cells[place].source.partition("\n")[2].split()
+    assert 120 <= len(words) <= 180
+    assert re.search(r'experiment\.save_figure\(.*"explained_\w+"\)', cells[place + 1].source)
+
+
 @pytest.mark.slow
 def test_the_series_writes_its_figures_and_tables(executed: list[Outcome], smoke: Experiment) -> None:
     assert [entry.name for entry in executed] == [path.stem for path in NOTEBOOKS]
     written = {path.name for path in smoke.figures.iterdir()}
     for name in ("figure_3_framework", "figure_4_heatmap_to_boxes", "figure_5_qualitative", "figure_6_miou"):
         assert {f"{name}.png", f"{name}.svg"} <= written
+    for name in ("explained_softening", "explained_grad_cam", "explained_iou", "explained_hessian"):
+        assert f"{name}.png" in written
     for name in ("table_3_one_seed", "table_4_classification"):
         assert {f"{name}.csv", f"{name}.md"} <= written
     assert list(pd.read_csv(smoke.figures / "table_3_one_seed.csv")["network"]) == ["teacher", "student"]

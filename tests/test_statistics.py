@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.statistics import (
@@ -16,6 +17,7 @@ from tbkd_utils.statistics import (
     bootstrap_metric,
     paired_difference,
     paired_permutation_test,
+    seeds_needed,
 )
 
 TEACHER = [0.1814, 0.1324, 0.1482, 0.1154]
@@ -178,3 +180,27 @@ def test_other_refusals():
             bootstrap_metric(lambda i: {}, strata)
     assert issubclass(StatisticsError, TbkdError)
     assert issubclass(StatisticsError, ValueError)
+
+
+@given(st.floats(0.01, 5), st.floats(0.05, 5))
+@settings(max_examples=40, deadline=None)
+def test_the_seeds_needed_are_the_fewest(std, difference):
+    def half(n):
+        return stats.t.ppf(0.975, n - 1) * std / n**0.5
+
+    found = seeds_needed(std, -difference)
+    assert half(found) < difference
+    assert found == 2 or half(found - 1) >= difference
+
+
+def test_the_papers_four_seeds_were_too_few():
+    paper = paired_difference(STUDENT, TEACHER)
+    assert paper.low < 0 < paper.high
+    assert seeds_needed(paper.sample_std, paper.mean) == 7
+    assert seeds_needed(0, 0.1) == 2
+
+
+@pytest.mark.parametrize(("std", "difference", "level"), [(-1, 1, 0.95), (1, 0, 0.95), (np.nan, 1, 0.95), (1, 1, 1)])
+def test_seeds_for_nothing_are_refused(std, difference, level):
+    with pytest.raises(StatisticsError):
+        seeds_needed(std, difference, level=level)

@@ -1,0 +1,78 @@
+"""What the solutions of the exercises compute, against cases whose answer is known."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from tbkd_utils import exercises
+from tbkd_utils.evaluation import localization
+from tbkd_utils.exercises import by_lesion_size, quadratic_check, split_halves
+from tbkd_utils.experiment import Experiment
+from tbkd_utils.training import train_student, train_teacher
+
+
+def boxed(widths: list[int], scores: list[float]) -> SimpleNamespace:
+    boxes = [np.array([[0, 0, 1, 1], [0, 0, width, 10]], np.float32) for width in widths]
+    samples = SimpleNamespace(pixels=np.zeros((len(widths), 100, 100)), boxes=boxes)
+    return SimpleNamespace(samples=samples, rows=pd.DataFrame({"score": scores}))
+
+
+def test_radiographs_are_grouped_by_their_largest_lesion() -> None:
+    one = boxed([50, 10, 40, 20], [0.5, 0.1, 0.4, 0.2])
+    table = by_lesion_size({"teacher": one, "student": one}, groups=2)  # type: ignore[dict-item]
+    assert list(table["network"]) == ["teacher", "teacher", "student", "student"]
+    assert list(table["largest"][:2]) == pytest.approx([0.015, 0.045])
+    assert list(table["score"][:2]) == pytest.approx([0.15, 0.45])
+    assert list(table["radiographs"]) == [2] * 4
+
+
+def test_real_radiographs_are_grouped(smoke: Experiment) -> None:
+    found = {"teacher": localization(smoke, train_teacher(smoke)), "student": localization(smoke, train_student(smoke))}
+    table = by_lesion_size(found)
+    assert table.groupby("network")["radiographs"].sum().tolist() == [8, 8]
+    weighted = (table["score"] * table["radiographs"])[table["network"] == "student"].sum() / 8
+    assert weighted == pytest.approx(found["student"].rows["score"].mean())
+
+
+def cells(scores: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> list:
+    monkeypatch.setattr(exercises, "image_scores", lambda found: scores)
+    return [SimpleNamespace(value=float(value), localize=lambda experiment: None) for value in range(scores.shape[1])]
+
+
+def test_a_real_lead_survives_the_other_half(smoke: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.01, (40, 3))
+    table = split_halves(smoke, cells(noise + np.array([0, 0, 0.3]), monkeypatch), draws=50)
+    assert list(table["value"]) == [0, 1, 2]
+    assert list(table["chosen"]) == [0, 0, 1]
+    assert table["other_half"][2] == pytest.approx(0.2, abs=0.01)
+    assert np.isnan(table["own_half"][0])
+
+
+def test_luck_does_not_survive_the_other_half(smoke: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = split_halves(smoke, cells(np.random.default_rng(1).normal(0, 1, (60, 4)), monkeypatch))
+    mean = (table["chosen"] * table[["own_half", "other_half"]].T).T.sum()
+    assert mean["own_half"] > 0.1
+    assert mean["other_half"] < mean["own_half"] / 2
+    assert table["chosen"].sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_too_few_radiographs_have_no_halves(smoke: Experiment, monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+    table = split_halves(smoke, cells(np.zeros((images, 2)), monkeypatch))
+    assert table[["chosen", "own_half", "other_half"]].isna().all(axis=None)
+
+
+def test_a_quadratic_loss_rises_as_its_eigenvalue_says(smoke: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One linear layer under half its squared output: the Hessian is the identity times the input's square."""
+    model = nn.Linear(1, 1, bias=False).double()
+    batches = [(torch.full((2, 1), 3.0, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))]
+    monkeypatch.setattr(exercises, "hessian_batches", lambda experiment, count: batches)
+    monkeypatch.setattr(exercises.F, "cross_entropy", lambda outputs, targets: (outputs**2).mean() / 2)
+    spectrum = SimpleNamespace(eigenvalues=np.array([9.0]), eigenvectors=np.ones((1, 1)))
+    table = quadratic_check(smoke, SimpleNamespace(model=lambda: model), spectrum, [0.1, 1.0])  # type: ignore[arg-type]
+    np.testing.assert_allclose(table["measured"], table["expected"])
+    np.testing.assert_allclose(table["expected"], [0.045, 4.5])
