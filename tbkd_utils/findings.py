@@ -102,8 +102,8 @@ def box_sentences(teacher: Localization, student: Localization) -> str:
         none = int((one.rows["n_pred"] == 0).sum())
         lines.append(
             f"{one.role.capitalize()}: {one.rows['n_pred'].mean():.2f} boxes per radiograph, none on {none} of "
-            f"{len(one.rows)}. Over all thresholds mIOU lies between {curve.min():.3f} and {curve.max():.3f}, highest at "
-            f"{curve.idxmax():g}; this run uses {one.experiment.recipe.threshold:g}."
+            f"{len(one.rows)}. Over all thresholds mIOU lies between {curve.min():.3f} and {curve.max():.3f}, highest "
+            f"at {curve.idxmax():g}; this run uses {one.experiment.recipe.threshold:g}."
         )
     ahead = int((curves["student"] > curves["teacher"]).sum())
     lines.append(f"The student's mIOU is the higher one at {ahead} of {len(curves['student'])} thresholds.")
