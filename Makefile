@@ -5,13 +5,15 @@ JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help venv reproduce notebooks test test-fast test-real bench lint format lab clean
+.PHONY: help venv reproduce notebooks test test-fast test-browser bench lint format lab app clean
 
 help:
 	@echo "make reproduce   run the whole series on synthetic radiographs (recipe demo); JOBS=1 for one notebook at a time"
-	@echo "make test        all tests; TBKD_DATA=DIR adds those on real radiographs"
+	@echo "make test        all tests but the browser's; TBKD_DATA=DIR adds those on real radiographs"
+	@echo "make test-browser  the notebooks and the app in a headless Chromium, which has to be installed"
 	@echo "make bench       speed beside what a user would write instead; about 20 minutes, on a quiet machine"
 	@echo "make lab         open the notebooks in JupyterLab"
+	@echo "make app         the explorers alone, as a web page (Voila)"
 	@echo "make lint        style, types, notebooks;   make format   mends the style"
 	@echo "make notebooks   run the demo and keep its outputs in the notebooks"
 	@echo "make clean       remove .venv (runs/ and figures/ stay)"
@@ -32,10 +34,13 @@ notebooks: venv
 	$(BIN)/tbkd reproduce --recipe demo --jobs $(JOBS) --keep-outputs
 
 test: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not browser"
 
 test-fast: venv
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not real_data"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow and not real_data and not browser"
+
+test-browser: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/test_browser.py
 
 bench: venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt scikit-learn
@@ -52,7 +57,13 @@ format: venv
 	$(BIN)/ruff format .
 
 lab: venv
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks/01_data_preparation.ipynb
+
+# Executed once beforehand, which trains in the terminal what is not trained yet; the page then opens in seconds.
+app: venv
+	@mkdir -p runs
+	$(BIN)/papermill --log-level ERROR app/explorers.ipynb runs/explorers.ipynb
+	$(BIN)/voila app/explorers.ipynb
 
 clean:
 	rm -rf .venv

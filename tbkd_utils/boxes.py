@@ -122,9 +122,34 @@ def boxes_at_thresholds(
     for threshold in thresholds:
         if not 0 <= threshold <= 1:
             raise BoxError(f"threshold must lie in [0, 1], a share of the normalised map; got {threshold}")
-        # compared as float32: 0.7 as float64 would exclude a pixel of float32 0.7
-        found.append(_outline(scaled >= np.float32(threshold), min_area, area) if scaled.any() else _none())
+        outlines, sizes = regions(scaled, threshold, area)
+        found.append(outlines[sizes > min_area])
     return found
+
+
+def regions(scaled: NDArray[np.float32], threshold: float, area: str = "rectangle") -> tuple[Boxes, NDArray]:
+    """Every region of a normalised heatmap and its size: Algorithm 1 before line 8, for one who tries many settings.
+
+    Args:
+        scaled: float32 (H, W) from `normalize`.
+        threshold: In [0, 1].
+        area: As in `boxes_from_heatmap`.
+
+    Returns:
+        Boxes (k, 4) float32 and their sizes (k,) float64 in square pixels, largest first. Those whose size exceeds a
+        minimum area are what `boxes_from_heatmap` gives.
+    """
+    if not scaled.any():
+        return _none(), np.zeros(0)
+    mask = scaled >= np.float32(threshold)  # 0.7 as float64 would exclude a pixel of float32 0.7
+    contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    found = []
+    for contour in contours:
+        x, y, w, h = cv2.boundingRect(contour)
+        size = w * h if area == "rectangle" else cv2.contourArea(contour)
+        found.append((-size, y, x, y + h, x + w))
+    table = np.array(sorted(found), np.float64).reshape(-1, 5)
+    return table[:, [2, 1, 4, 3]].astype(np.float32), -table[:, 0]
 
 
 def minimum_area(boxes: ArrayLike | Sequence[ArrayLike], quantile: float = 0.0) -> float:
@@ -195,17 +220,6 @@ def boxes_from_json(text: str) -> Boxes:
         return check_boxes(json.loads(text))
     except (ValueError, TypeError) as error:
         raise BoxError(f"expected boxes as [[left, top, right, bottom], ...]; got {text!r}: {error}") from error
-
-
-def _outline(mask: NDArray[np.bool_], min_area: float, area: str) -> Boxes:
-    contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    kept = []
-    for contour in contours:
-        x, y, w, h = cv2.boundingRect(contour)
-        size = w * h if area == "rectangle" else cv2.contourArea(contour)
-        if size > min_area:
-            kept.append((-size, y, x, y + h, x + w))
-    return np.array([(x, y, right, bottom) for _, y, x, bottom, right in sorted(kept)], np.float32).reshape(-1, 4)
 
 
 def _none() -> Boxes:

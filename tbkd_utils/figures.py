@@ -36,7 +36,8 @@ def _blank(axes: Axes, image: np.ndarray) -> None:
     axes.set_axis_off()
 
 
-def _draw_boxes(axes: Axes, boxes: np.ndarray, who: str) -> None:
+def draw_boxes(axes: Axes, boxes: np.ndarray, who: str) -> None:
+    """Outlines boxes (k, 4) xyxy on an image in the colour and line style of `who`."""
     for left, top, right, bottom in boxes:
         # A pixel's centre has whole coordinates in imshow, its left edge half a pixel less.
         axes.add_patch(
@@ -55,8 +56,8 @@ def _note(axes: Axes, text: str) -> None:
     axes.text(0.03, 0.03, text, transform=axes.transAxes, color="white", fontsize=8, bbox=box)
 
 
-def _short(name: str) -> str:
-    """A radiograph's name as far as it fits above an image."""
+def short_name(name: str) -> str:
+    """Returns a radiograph's name as far as it fits above an image."""
     return name if len(name) <= 28 else f"…/{name.rpartition('/')[2][-26:]}"
 
 
@@ -76,8 +77,8 @@ def radiographs(samples: Samples, columns: int = 5) -> Figure:
             axes.set_axis_off()
         for axes, index in zip(axes_row, chosen, strict=False):
             _blank(axes, samples.pixels[index])
-            _draw_boxes(axes, samples.boxes[index], "ground truth")
-            axes.set_title(f"{title}\n{_short(samples.names[index])}", fontsize=8)
+            draw_boxes(axes, samples.boxes[index], "ground truth")
+            axes.set_title(f"{title}\n{short_name(samples.names[index])}", fontsize=8)
     _legend(figure, ["ground truth"])
     return figure
 
@@ -96,10 +97,10 @@ def preprocessing(image: np.ndarray, boxes: np.ndarray, recipe: Recipe, examples
     figure = Figure(figsize=(2.2 * (2 + examples), 2.8), dpi=IMAGE_DPI, layout="constrained")
     row = figure.subplots(1, 2 + examples)
     _blank(row[0], image)
-    _draw_boxes(row[0], boxes, "ground truth")
+    draw_boxes(row[0], boxes, "ground truth")
     row[0].set_title(f"stored\n{image.shape[1]} x {image.shape[0]} px", fontsize=9)
     _blank(row[1], crop)
-    _draw_boxes(row[1], geometry.boxes(boxes), "ground truth")
+    draw_boxes(row[1], geometry.boxes(boxes), "ground truth")
     row[1].set_title(f"resized to {recipe.resize},\ncentre {recipe.crop} px", fontsize=9)
     for number, axes in enumerate(row[2:]):
         seed = stable_seed("figure", recipe.data_seed, number)
@@ -158,8 +159,8 @@ def heatmap_to_boxes(
     figure.colorbar(shown, ax=row[1], shrink=0.75, label="normalised heatmap")
     mask = np.where(scaled >= np.float32(threshold), 1.0, np.nan)
     row[2].imshow(mask, cmap=ListedColormap([COLORS[who]]), alpha=0.5)
-    _draw_boxes(row[3], truth, "ground truth")
-    _draw_boxes(row[3], boxes, who)
+    draw_boxes(row[3], truth, "ground truth")
+    draw_boxes(row[3], boxes, who)
     _legend(figure, ["ground truth", who])
     return figure
 
@@ -189,14 +190,14 @@ def qualitative_grid(teacher: Localization, student: Localization, indices: Sequ
         name, image, truth = teacher.samples.names[index], teacher.samples.pixels[index], teacher.samples.boxes[index]
         for axes in row:
             _blank(axes, image)
-        _note(row[0], _short(name))
-        _draw_boxes(row[0], truth, "ground truth")
+        _note(row[0], short_name(name))
+        draw_boxes(row[0], truth, "ground truth")
         for found, heat, boxed in ((teacher, row[1], row[3]), (student, row[2], row[4])):
             place = found.samples.names.index(name)
             method = found.experiment.recipe.normalisation
             heat.imshow(normalize(found.heatmaps[place], method=method), cmap=HEAT, alpha=0.55, vmin=0, vmax=1)
-            _draw_boxes(boxed, truth, "ground truth")
-            _draw_boxes(boxed, found.boxes[place], found.role)
+            draw_boxes(boxed, truth, "ground truth")
+            draw_boxes(boxed, found.boxes[place], found.role)
             _note(boxed, f"IoU {found.rows['score'][place]:.2f}")
     _legend(figure, ["ground truth", "teacher", "student"])
     return figure

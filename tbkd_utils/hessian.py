@@ -142,13 +142,16 @@ def spectrum(
     )
 
 
-def density(spectrum: Spectrum, points: int = 1000, sigma: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+def density(
+    spectrum: Spectrum, points: int = 1000, sigma: float | None = None, grid: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The eigenvalue density, smoothed by a Gaussian, averaged over the probes (Fig. 7).
 
     Args:
         spectrum: with at least two probes.
         points: of the grid, which reaches five sigma beyond the extreme nodes.
         sigma: the Gaussian's standard deviation, in units of eigenvalues; None takes 1% of the spectrum's range.
+        grid: another grid of eigenvalues, (points,), to be used instead.
 
     Returns:
         Grid and density, both (points,) float64; the density integrates to 1.
@@ -162,8 +165,9 @@ def density(spectrum: Spectrum, points: int = 1000, sigma: float | None = None) 
     low, high = float(nodes.min()), float(nodes.max())
     if sigma is None:
         sigma = 0.01 * (high - low) or 0.01 * abs(high) or 1.0
-    grid = np.linspace(low - 5 * sigma, high + 5 * sigma, points)
-    values = np.zeros(points)
+    if grid is None:
+        grid = np.linspace(low - 5 * sigma, high + 5 * sigma, points)
+    values = np.zeros(len(grid))
     for row, weight in zip(nodes, weights, strict=True):
         values += norm.pdf(grid[:, None], row, sigma) @ weight
     return grid, values / len(nodes)

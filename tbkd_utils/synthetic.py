@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 
 from tbkd_utils.synthetic_sample import CLASSES, SPLITS, Sample, SyntheticError, describe_sample, render_sample
 
-__all__ = ["Sample", "SyntheticError", "describe_sample", "read_synthetic_tokens", "render_sample", "write_synthetic"]
+__all__ = ["Sample", "SyntheticError", "describe_sample", "read_synthetic_lesions", "read_synthetic_tokens",
+           "render_sample", "write_synthetic"]  # fmt: skip
+
+Part = TypeVar("Part")
 
 _CATEGORIES = ("ActiveTuberculosis", "ObsoletePulmonaryTuberculosis", "PulmonaryTuberculosis")
 _FORMAT = 1  # raise when the same spec draws other pixels
@@ -111,11 +114,30 @@ def read_synthetic_tokens(root: str | Path) -> dict[str, NDArray[np.float32] | N
     Raises:
         SyntheticError: If the folder has no readable synthetic.json.
     """
+
+    def token(record: dict[str, Any]) -> NDArray[np.float32] | None:
+        return None if record["token"] is None else np.array(record["token"], np.float32).reshape(4)
+
+    return _read_records(root, token)
+
+
+def read_synthetic_lesions(root: str | Path) -> dict[str, tuple[str, ...]]:
+    """What is drawn in each image of a dataset from `write_synthetic`.
+
+    Returns:
+        Image name relative to imgs/ -> the kind of each lesion, in the order of its boxes.
+
+    Raises:
+        SyntheticError: If the folder has no readable synthetic.json.
+    """
+    return _read_records(root, lambda record: tuple(str(lesion["kind"]) for lesion in record["lesions"]))
+
+
+def _read_records(root: str | Path, part: Callable[[dict[str, Any]], Part]) -> dict[str, Part]:
+    """One part of every image's record in synthetic.json, by the image's name."""
     path = Path(root) / "synthetic.json"
     try:
-        images = json.loads(path.read_text())["images"]
-        tokens = {name: record["token"] for name, record in images.items()}
-        return {name: None if box is None else np.array(box, np.float32).reshape(4) for name, box in tokens.items()}
+        return {name: part(record) for name, record in json.loads(path.read_text())["images"].items()}
     except FileNotFoundError as error:
         raise SyntheticError(
             f"{path} not found: expected a dataset from write_synthetic, written to the end; write it again"

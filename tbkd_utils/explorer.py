@@ -1,0 +1,140 @@
+"""Controls with a picture and a few numbers that follow them; a still picture where nobody can move anything.
+
+The controls are ipywidgets' own, so that the keyboard works: Tab goes from one to the next, arrow keys move a slider.
+"""
+
+import base64
+import html
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import ipywidgets as widgets
+import numpy as np
+from IPython import get_ipython
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from tbkd_utils.notebook import injected_names
+
+STILL_DPI = 80  # of the picture that is kept in a notebook
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+@dataclass(frozen=True)
+class View:
+    """What an explorer shows for one setting of its controls.
+
+    Attributes:
+        figure: The picture; None if there is nothing to draw.
+        lines: The numbers, as sentences.
+        alt: What the picture shows, for readers who cannot see it.
+    """
+
+    figure: Figure | None
+    lines: Sequence[str]
+    alt: str = ""
+
+
+class Explorer(widgets.VBox):
+    """Controls, numbers and a picture, drawn anew whenever a control moves.
+
+    Attributes:
+        controls: The controls by name.
+        numbers: The sentences, as HTML.
+        picture: The picture, as HTML: an image with its alternative text.
+        view: What is shown.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        show: Callable[..., View],
+        controls: Mapping[str, widgets.Widget],
+        follow: Sequence[str] | None = None,
+    ) -> None:
+        """Draws the first view.
+
+        Args:
+            name: Marks the explorer on the page, as the CSS class `tbkd-<name>`.
+            show: Gives the view; called with the values of the controls in `follow` under their names.
+            controls: The controls, in the order in which they stand.
+            follow: Names of the controls whose values matter; None for all.
+        """
+        self.controls = dict(controls)
+        self._show, self._follow = show, tuple(controls if follow is None else follow)
+        self.numbers, self.picture = widgets.HTML(), widgets.HTML()
+        row = widgets.HBox(list(self.controls.values()), layout=widgets.Layout(flex_flow="row wrap"))
+        super().__init__([row, self.numbers, self.picture])
+        for part, mark in ((self, "explorer"), (self, name), (self.numbers, "numbers"), (self.picture, "picture")):
+            part.add_class(f"tbkd-{mark}")
+        for one in self._follow:
+            self.controls[one].observe(lambda change: self.redraw(), names="value")
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Shows what the controls ask for now."""
+        self.view = self._show(**{name: self.controls[name].value for name in self._follow})
+        self.numbers.value = "<br>".join(html.escape(line) for line in self.view.lines)
+        self.picture.value = _image(self.view)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The live explorer and, for readers without a kernel, a still; in a batch run the still alone."""
+        data = {"text/plain": "\n".join(self.view.lines)}
+        metadata: dict[str, Any] = {}
+        if self.view.figure is not None:
+            kind, picture = still(self.view.figure)
+            data[kind], metadata[kind] = base64.b64encode(picture).decode(), {"alt": self.view.alt}
+        if not in_batch():
+            data[WIDGET] = super()._repr_mimebundle_(**kwargs)[WIDGET]
+        return data, metadata
+
+
+def in_batch() -> bool:
+    """Whether papermill executes this notebook and no Jupyter server shows it, so that nobody can move a control."""
+    shell = get_ipython()
+    cells = shell.user_ns.get("In", ()) if shell is not None else ()
+    return bool(injected_names(cells)) and "JPY_SESSION_NAME" not in os.environ
+
+
+def still(figure: Figure) -> tuple[str, bytes]:
+    """Returns a figure as (MIME type, bytes) for keeping in a notebook: PNG or JPEG, whichever is smaller."""
+    dpi = figure.dpi
+    try:
+        figure.set_dpi(min(dpi, STILL_DPI))
+        pixels = _pixels(figure)
+    finally:
+        figure.set_dpi(dpi)
+    png, jpeg = _encoded(".png", pixels, cv2.IMWRITE_PNG_COMPRESSION, 9), _jpeg(pixels, 75)
+    return ("image/png", png) if len(png) < len(jpeg) else ("image/jpeg", jpeg)
+
+
+def _image(view: View) -> str:
+    """A view's picture as an HTML image that shrinks with the page; a JPEG, which is quick to make and to send."""
+    if view.figure is None:
+        return ""
+    source = base64.b64encode(_jpeg(_pixels(view.figure), 95)).decode()
+    style = "display:block;max-width:100%;height:auto"
+    return f'<img alt="{html.escape(view.alt)}" style="{style}" src="data:image/jpeg;base64,{source}">'
+
+
+def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    """A JPEG that keeps the colours of thin lines."""
+    whole = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+    return _encoded(".jpg", pixels, cv2.IMWRITE_JPEG_QUALITY, quality, *whole)
+
+
+def _encoded(suffix: str, pixels: np.ndarray, *options: int) -> bytes:
+    done, data = cv2.imencode(suffix, pixels[..., ::-1], options)
+    if not done:
+        raise RuntimeError(f"OpenCV cannot encode {suffix}: reinstall opencv-python-headless")
+    return data.tobytes()
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    """A figure drawn, uint8 (h, w, 3)."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]

@@ -1,0 +1,167 @@
+"""The known shortcut of the synthetic radiographs, taken away: what a network says when the token is painted over."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from tbkd_utils.errors import TbkdError
+from tbkd_utils.experiment import Experiment
+from tbkd_utils.gradcam import class_activation_maps, upsample
+from tbkd_utils.localization import energy_inside
+from tbkd_utils.preprocess import normalise
+from tbkd_utils.runs import Run, read_tensors, write_csv, write_tensors
+from tbkd_utils.samples import Samples
+from tbkd_utils.synthetic import read_synthetic_tokens
+from tbkd_utils.training import TrainedClassifier
+
+MARGIN = 2  # pixels around the token that are painted too: resizing smears its edge
+
+
+class ShortcutError(TbkdError, ValueError):
+    """Radiographs in which no token is known."""
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """One network before the test radiographs that show the token, and before the same with the token painted over.
+
+    Attributes:
+        role: `teacher` or `student`.
+        samples: Those radiographs, n of them, TB or not.
+        tokens: float32 (n, 4) xyxy, the tokens in pixels of the crop.
+        run: The run folder with `rows.csv` and `maps.safetensors`.
+        experiment: Recipe and data.
+    """
+
+    role: str
+    samples: Samples
+    tokens: np.ndarray
+    run: Run
+    experiment: Experiment
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """One row per radiograph.
+
+        Columns name, label, p_tb and p_tb_painted, energy and energy_painted (share of the heatmap on the token's
+        place), token_area (share of the crop).
+        """
+        return pd.read_csv(self.run.file("rows.csv"))
+
+    @cached_property
+    def heatmaps(self) -> np.ndarray:
+        """Grad-CAM of the radiographs as they are, float32 (n, H, W)."""
+        return self._heatmaps("maps")
+
+    @cached_property
+    def heatmaps_painted(self) -> np.ndarray:
+        """Grad-CAM with the token painted over, float32 (n, H, W)."""
+        return self._heatmaps("painted")
+
+    @cached_property
+    def painted(self) -> np.ndarray:
+        """The radiographs with the token painted over, uint8 (n, H, W)."""
+        return painted_over(self.samples.pixels, self.tokens)
+
+    def _heatmaps(self, name: str) -> np.ndarray:
+        maps = read_tensors(self.run.file("maps.safetensors"))[name].numpy()
+        return upsample(maps, self.samples.pixels.shape[1:3], self.experiment.recipe.cam_upsampling)
+
+
+def painted_over(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Paints a box of each image with its surroundings (OpenCV's inpainting by Telea).
+
+    Args:
+        pixels: uint8 (n, H, W).
+        boxes: float (n, 4) xyxy, one box per image.
+
+    Returns:
+        uint8 (n, H, W); outside the boxes and a margin of 2 pixels nothing changes.
+    """
+    painted = np.array(pixels)
+    for image, box in zip(painted, boxes, strict=True):
+        mask = np.zeros(image.shape, np.uint8)
+        left, top = np.maximum(np.floor(box[:2]).astype(int) - MARGIN, 0)
+        right, bottom = np.ceil(box[2:]).astype(int) + MARGIN
+        mask[top:bottom, left:right] = 1
+        image[:] = cv2.inpaint(image, mask, 3, cv2.INPAINT_TELEA)
+    return painted
+
+
+def has_tokens(experiment: Experiment) -> bool:
+    """Whether a token is known and in sight on a test radiograph: only on this package's drawings."""
+    return experiment.synthetic and bool(_with_token(experiment)[0])
+
+
+def shortcut(experiment: Experiment, trained: TrainedClassifier) -> Shortcut:
+    """Asks a network about every test radiograph with a token, before and after painting; computed once and kept.
+
+    Raises:
+        ShortcutError: If no token is known in the test set; see `has_tokens`.
+        RunError: If the run folder cannot be written.
+    """
+    recipe = experiment.recipe
+    places, boxes = _with_token(experiment) if experiment.synthetic else ([], [])
+    if not places:
+        raise ShortcutError(
+            f"{experiment.root}: no token is known in these radiographs, so none can be painted over. Use a recipe "
+            "with synthetic radiographs, such as demo."
+        )
+    samples, tokens = experiment.test.subset(places), np.stack(boxes)  # (n, 4)
+    made_from = {"network": trained.run.path.name, "keep": trained.recipe.keep, "cam_upsampling": recipe.cam_upsampling}
+    run = experiment.run_at("shortcut", made_from | recipe.part("heatmaps"))
+    found = Shortcut(trained.role, samples, tokens, run, experiment)
+    with run.making() as needed:
+        if needed:
+            model = trained.model()
+            (p_tb, maps), (p_painted, painted) = (
+                _answers(experiment, trained, model, pixels) for pixels in (samples.pixels, found.painted)
+            )
+            maps_of = {"maps": maps, "painted": painted}
+            write_tensors(run.file("maps.safetensors"), {k: torch.from_numpy(v) for k, v in maps_of.items()})
+            energy, energy_painted = (
+                [energy_inside(heat, box[None]) for heat, box in zip(heats, tokens, strict=True)]
+                for heats in (found.heatmaps, found.heatmaps_painted)
+            )
+            rows = pd.DataFrame({"name": samples.names, "label": samples.labels, "p_tb": p_tb})
+            rows = rows.assign(p_tb_painted=p_painted, energy=energy, energy_painted=energy_painted)
+            side = float(np.prod(samples.pixels.shape[1:3]))
+            rows["token_area"] = (tokens[:, 2:] - tokens[:, :2]).prod(axis=1) / side
+            write_csv(run.file("rows.csv"), rows)
+    return found
+
+
+def _with_token(experiment: Experiment) -> tuple[list[int], list[np.ndarray]]:
+    """Positions of the test radiographs with a token inside the crop, and their tokens there."""
+    samples, places, boxes = experiment.test, [], []
+    tokens = read_synthetic_tokens(experiment.root)
+    for place, (name, geometry) in enumerate(zip(samples.names, samples.geometries, strict=True)):
+        token = tokens.get(name)
+        box = geometry.boxes(token[None]) if token is not None else np.empty((0, 4), np.float32)
+        if len(box):
+            places.append(place)
+            boxes.append(box[0])
+    return places, boxes
+
+
+def _answers(
+    experiment: Experiment, trained: TrainedClassifier, model: nn.Module, pixels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """p(TB), float64 (n,), and Grad-CAM at the layer's resolution, float32 (n, h, w)."""
+    recipe, p_tb, maps = experiment.recipe, [], []
+    for start in range(0, len(pixels), recipe.eval_batch_size):
+        images = normalise(torch.from_numpy(pixels[start : start + recipe.eval_batch_size])).to(trained.device)
+        with torch.inference_mode():
+            p_tb.append(model(images).cpu().double().softmax(dim=1)[:, 1].numpy())
+        with torch.autocast(trained.device.type, torch.bfloat16, enabled=recipe.cam_precision == "bfloat16"):
+            maps.append(
+                class_activation_maps(
+                    model, images, layer=recipe.cam_layer, relu=recipe.cam_relu, method=recipe.cam_method
+                )
+            )
+    return np.concatenate(p_tb), np.concatenate(maps)

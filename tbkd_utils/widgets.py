@@ -1,0 +1,255 @@
+"""The explorers: each gives controls over one of the figures in `explorer_figures`, live in JupyterLab and Voila."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+
+from tbkd_utils.cases import ORDERS, SIZES, case_table, chosen_cases, kinds_of
+from tbkd_utils.evaluation import Localization
+from tbkd_utils.experiment import Experiment
+from tbkd_utils.explorer import Explorer, View
+from tbkd_utils.explorer_figures import (
+    case_figure,
+    shortcut_figure,
+    smoothing,
+    softening_figure,
+    spectrum_figure,
+    threshold_figure,
+)
+from tbkd_utils.hessian import Spectrum
+from tbkd_utils.live_boxes import LiveBoxes
+from tbkd_utils.shortcut import Shortcut, has_tokens, shortcut
+from tbkd_utils.softening import logits_of, loss_parts
+from tbkd_utils.training import TrainedClassifier
+
+
+def case_browser(teacher: Localization, student: Localization) -> Explorer:
+    """Looks through the radiographs: truth, heatmaps, boxes and scores, sorted and filtered.
+
+    Raises:
+        EvaluationError: If no radiograph is scored for both.
+    """
+    table = case_table(teacher, student)
+    chosen = chosen_cases(table, next(iter(ORDERS)))
+
+    def show(case: int) -> View:
+        if chosen.empty:
+            return View(None, ["No radiograph fits these filters."])
+        row = chosen.iloc[case - 1]
+        lines = [
+            f"{case} of {len(chosen)}: {row['name']}; {row['lesions']} lesion{'s' if row['lesions'] > 1 else ''}"
+            f" ({', '.join(row['kinds']) or 'kind not known'}), the largest {row['area']:.0f} square pixels",
+            f"Score (mean IoU of the lesions): teacher {row['score_teacher']:.3f}, student {row['score_student']:.3f}, "
+            f"student's gain {row['gain']:+.3f}",
+        ]
+        alt = f"Radiograph {row['name']} with the true lesions, and both networks' heatmaps and boxes. {lines[1]}."
+        return View(case_figure(teacher, student, row["name"]), lines, alt)
+
+    controls = {
+        "order": _dropdown("sort by", list(ORDERS)),
+        "kind": _dropdown("lesion", kinds_of(table)),
+        "size": _dropdown("largest lesion", list(SIZES)),
+        "previous": widgets.Button(description="previous", icon="arrow-left"),
+        "next": widgets.Button(description="next", icon="arrow-right"),
+        "case": _slider(widgets.IntSlider, "case", 1, 1, len(chosen), 1),
+        "name": _dropdown("radiograph", list(chosen["name"])),
+    }
+    explorer = Explorer("cases", show, controls, ["case"])
+    case, name = controls["case"], controls["name"]
+
+    def choose(change: Any) -> None:
+        nonlocal chosen
+        chosen = chosen_cases(table, *(controls[one].value for one in ("order", "kind", "size")))
+        name.options = list(chosen["name"])
+        case.disabled = chosen.empty
+        case.max, case.value = max(1, len(chosen)), 1
+        explorer.redraw()  # also where the position stays 1
+
+    def step(by: int) -> None:
+        case.value = min(max(case.value + by, case.min), case.max)
+
+    def follow_name(change: Any) -> None:
+        if name.index is not None:
+            case.value = name.index + 1
+
+    def follow_case(change: Any) -> None:
+        if name.options:
+            name.index = case.value - 1
+
+    for one in ("order", "kind", "size"):
+        controls[one].observe(choose, names="value")
+    controls["previous"].on_click(lambda button: step(-1))
+    controls["next"].on_click(lambda button: step(1))
+    name.observe(follow_name, names="index")
+    case.observe(follow_case, names="value")
+    return explorer
+
+
+def threshold_explorer(teacher: Localization, student: Localization) -> Explorer:
+    """Moves Algorithm 1's threshold and minimum area: boxes on one radiograph, mIOU over all of them.
+
+    Raises:
+        EvaluationError: If no radiograph is scored for both.
+    """
+    table = case_table(teacher, student)
+    lives = {found.role: LiveBoxes(found) for found in (teacher, student)}
+    middle = table.sort_values("score_student", kind="stable")["name"].iloc[len(table) // 2]
+    recipe, smallest = teacher.experiment.recipe, teacher.min_area
+    top = float(np.ceil(max(4 * smallest, table["area"].median())))
+
+    def show(name: str, threshold: float, min_area: float) -> View:
+        boxes = {who: live.boxes(threshold, min_area) for who, live in lives.items()}
+        count = {len(found) for found in boxes.values()}
+        mious = ", ".join(f"{who} {lives[who].miou(found):.4f}" for who, found in boxes.items())
+        many = ", ".join(f"{who} {np.mean([len(one) for one in found]):.2f}" for who, found in boxes.items())
+        none = ", ".join(f"{who} {sum(len(one) == 0 for one in found)}" for who, found in boxes.items())
+        lines = [
+            f"mIOU of all {' and '.join(map(str, sorted(count)))} radiographs: {mious}",
+            f"Boxes per radiograph: {many}; radiographs without a box: {none}",
+        ]
+        setting = f"at threshold {threshold:.2f} and a minimum area of {min_area:.0f} square pixels"
+        alt = f"Radiograph {name} with both networks' heatmaps and boxes {setting}. {lines[0]}."
+        return View(threshold_figure(lives["teacher"], lives["student"], name, threshold, min_area), lines, alt)
+
+    controls = {
+        "name": _dropdown("radiograph", list(table["name"]), middle),
+        "threshold": _slider(widgets.FloatSlider, "threshold", recipe.threshold, 0.0, 1.0, 0.01),
+        "min_area": _slider(
+            widgets.FloatSlider, "minimum area (px²)", smallest, 0.0, top, max(1.0, round(top / 50)), ".0f"
+        ),
+    }
+    return Explorer("threshold", show, controls)
+
+
+def softening_explorer(experiment: Experiment, teacher: TrainedClassifier, student: TrainedClassifier) -> Explorer:
+    """Moves the temperature and alpha of equations 1 and 2 over both networks' answers to the test radiographs."""
+    logits = logits_of(experiment, teacher), logits_of(experiment, student)
+    start = loss_parts(*logits, 1.0, 0.0)
+    order = np.argsort(-(start["p_teacher"] - start["p_student"]).abs().to_numpy(), kind="stable")
+    names = [f"{start['name'][place]} ({_label(start['label'][place])})" for place in order]
+    recipe = experiment.recipe
+
+    def show(place: int, temperature: float, alpha: float) -> View:
+        parts = loss_parts(*logits, temperature, alpha)
+        one, mean = parts.iloc[place], parts[["soft", "hard", "loss"]].mean()
+        lines = [
+            f"{one['name']} ({_label(one['label'])}): softened p(TB): teacher {one['p_teacher']:.4f}, student "
+            f"{one['p_student']:.4f}; {_losses(one)}",
+            f"Mean of all {len(parts)} test radiographs: {_losses(mean)}",
+        ]
+        alt = f"Softened answers at T = {temperature:g} and the loss at alpha = {alpha:g}. {'. '.join(lines)}."
+        return View(softening_figure(parts, place, temperature, alpha), lines, alt)
+
+    controls = {
+        "temperature": _slider(
+            widgets.FloatSlider, "temperature T", recipe.temperature, 0.5, max(10.0, recipe.temperature), 0.5, ".1f"
+        ),
+        "alpha": _slider(widgets.FloatSlider, "alpha", recipe.alpha, 0.0, 1.0, 0.05),
+        "place": _dropdown("radiograph", list(zip(names, map(int, order), strict=True)), int(order[0])),
+    }
+    return Explorer("softening", show, controls)
+
+
+def shortcut_explorer(experiment: Experiment, teacher: TrainedClassifier, student: TrainedClassifier) -> Explorer:
+    """Paints the known token over: where the networks look, and what they say, with and without it.
+
+    On radiographs without a known token there is nothing to paint, and the explorer says so.
+    """
+    if not has_tokens(experiment):
+        nothing = "No token is known in these radiographs, so there is nothing to paint over: only drawings have one."
+        return Explorer("shortcut", lambda: View(None, [nothing]), {})
+    found = [shortcut(experiment, network) for network in (teacher, student)]
+    rows = found[0].rows
+    order = np.argsort((rows["p_tb_painted"] - rows["p_tb"]).to_numpy(), kind="stable")
+    names = [(f"{rows['name'][place]} ({_label(rows['label'][place])})", rows["name"][place]) for place in order]
+
+    def show(name: str, painted: bool) -> View:
+        lines = [*(_with_and_without(one, name) for one in found), *(_on_average(one) for one in found)]
+        state = "painted over" if painted else "in sight"
+        alt = (
+            f"Heatmaps of both networks on {name} with the token {state}, and p(TB) before and after. {' '.join(lines)}"
+        )
+        return View(shortcut_figure(found[0], found[1], name, painted), lines, alt)
+
+    controls = {
+        "name": _dropdown("radiograph", names, names[0][1]),
+        "painted": widgets.Checkbox(description="paint the token over", indent=False),
+    }
+    return Explorer("shortcut", show, controls)
+
+
+def spectrum_viewer(spectra: Mapping[str, Spectrum]) -> Explorer:
+    """Smooths the spectral density of each network's Hessian more or less, and marks the top eigenvalues.
+
+    Args:
+        spectra: Network to spectrum, computed with probes.
+    """
+
+    def show(width: float, marked: bool) -> View:
+        lines = [f"Smoothing: a standard deviation of {smoothing(spectra, width):.4g} ({width:.2%} of the range)"]
+        for who, one in spectra.items():
+            low, high = one.trace_interval
+            lines.append(
+                f"{who}: top eigenvalues {', '.join(f'{value:.4g}' for value in one.eigenvalues)}; trace "
+                f"{one.trace:.4g} ({low:.4g} to {high:.4g})"
+            )
+        alt = f"Density of the Hessian's eigenvalues of {' and '.join(spectra)}. {'. '.join(lines)}."
+        return View(spectrum_figure(spectra, width, marked), lines, alt)
+
+    controls = {
+        "width": widgets.FloatLogSlider(
+            description="smoothing (share of the range)", value=0.01, base=10, min=-3, max=-1, step=0.1,
+            readout_format=".4f", style=_WHOLE, layout=_width("26em"),
+        ),
+        "marked": widgets.Checkbox(description="mark the top eigenvalues", value=True, indent=False),
+    }  # fmt: skip
+    return Explorer("spectrum", show, controls)
+
+
+_WHOLE = {"description_width": "initial"}
+
+
+def _width(width: str) -> widgets.Layout:
+    return widgets.Layout(width=width, max_width="100%", margin="2px 16px 2px 0")
+
+
+def _dropdown(description: str, options: Sequence[Any], value: Any = None) -> widgets.Dropdown:
+    given = {} if value is None else {"value": value}
+    return widgets.Dropdown(description=description, options=options, style=_WHOLE, layout=_width("22em"), **given)
+
+
+def _slider(
+    kind: Any, description: str, value: float, low: float, high: float, step: float, readout: str | None = None
+) -> widgets.Widget:
+    given = {} if readout is None else {"readout_format": readout}
+    return kind(
+        description=description, value=value, min=low, max=high, step=step, style=_WHOLE, layout=_width("26em"), **given
+    )
+
+
+def _label(label: int) -> str:
+    return "TB" if label else "no TB"
+
+
+def _losses(row: Any) -> str:
+    return f"loss {row['loss']:.4f} = teacher's part {row['soft']:.4f} + labels' part {row['hard']:.4f}"
+
+
+def _with_and_without(found: Shortcut, name: str) -> str:
+    row = found.rows.iloc[found.samples.names.index(name)]
+    return (
+        f"The {found.role} on this radiograph ({_label(row['label'])}): p(TB) {row['p_tb']:.3f}, painted over "
+        f"{row['p_tb_painted']:.3f}; share of the heatmap on the token's place {row['energy']:.1%}, painted over "
+        f"{row['energy_painted']:.1%} (its share of the area: {row['token_area']:.1%})."
+    )
+
+
+def _on_average(found: Shortcut) -> str:
+    means = [
+        f"from {part['p_tb'].mean():.3f} to {part['p_tb_painted'].mean():.3f} on {len(part)} radiographs {which}"
+        for which, part in (("with TB", found.rows.query("label == 1")), ("without", found.rows.query("label == 0")))
+        if len(part)
+    ]
+    return f"Painting moves the {found.role}'s mean p(TB) {' and '.join(means)}."
