@@ -1,5 +1,6 @@
 """The known shortcut of the synthetic radiographs, taken away: what a network says when the token is painted over."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -7,13 +8,12 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 
 from tbkd_utils.errors import TbkdError
+from tbkd_utils.evaluation import activation_maps, tb_probabilities
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.gradcam import class_activation_maps, upsample
+from tbkd_utils.gradcam import upsample
 from tbkd_utils.localization import energy_inside
-from tbkd_utils.preprocess import normalise
 from tbkd_utils.runs import Run, read_tensors, write_csv, write_tensors
 from tbkd_utils.samples import Samples
 from tbkd_utils.synthetic import read_synthetic_tokens
@@ -66,11 +66,11 @@ class Shortcut:
     @cached_property
     def painted(self) -> np.ndarray:
         """The radiographs with the token painted over, uint8 (n, H, W)."""
-        return painted_over(self.samples.pixels, self.tokens)
+        return painted_over(np.array(self.samples.pixels), self.tokens)
 
     def _heatmaps(self, name: str) -> np.ndarray:
         maps = read_tensors(self.run.file("maps.safetensors"))[name].numpy()
-        return upsample(maps, self.samples.pixels.shape[1:3], self.experiment.recipe.cam_upsampling)
+        return upsample(maps, self.samples.size, self.experiment.recipe.cam_upsampling)
 
 
 def painted_over(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -118,10 +118,9 @@ def shortcut(experiment: Experiment, trained: TrainedClassifier) -> Shortcut:
     found = Shortcut(trained.role, samples, tokens, run, experiment)
     with run.making() as needed:
         if needed:
-            model = trained.model()
-            (p_tb, maps), (p_painted, painted) = (
-                _answers(experiment, trained, model, pixels) for pixels in (samples.pixels, found.painted)
-            )
+            repainted = dataclasses.replace(samples, pixels=found.painted)
+            p_tb, p_painted = (tb_probabilities(recipe, trained, one) for one in (samples, repainted))
+            maps, painted = (activation_maps(recipe, trained, one) for one in (samples, repainted))
             maps_of = {"maps": maps, "painted": painted}
             write_tensors(run.file("maps.safetensors"), {k: torch.from_numpy(v) for k, v in maps_of.items()})
             energy, energy_painted = (
@@ -130,7 +129,7 @@ def shortcut(experiment: Experiment, trained: TrainedClassifier) -> Shortcut:
             )
             rows = pd.DataFrame({"name": samples.names, "label": samples.labels, "p_tb": p_tb})
             rows = rows.assign(p_tb_painted=p_painted, energy=energy, energy_painted=energy_painted)
-            side = float(np.prod(samples.pixels.shape[1:3]))
+            side = float(np.prod(samples.size))
             rows["token_area"] = (tokens[:, 2:] - tokens[:, :2]).prod(axis=1) / side
             write_csv(run.file("rows.csv"), rows)
     return found
@@ -147,21 +146,3 @@ def _with_token(experiment: Experiment) -> tuple[list[int], list[np.ndarray]]:
             places.append(place)
             boxes.append(box[0])
     return places, boxes
-
-
-def _answers(
-    experiment: Experiment, trained: TrainedClassifier, model: nn.Module, pixels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """p(TB), float64 (n,), and Grad-CAM at the layer's resolution, float32 (n, h, w)."""
-    recipe, p_tb, maps = experiment.recipe, [], []
-    for start in range(0, len(pixels), recipe.eval_batch_size):
-        images = normalise(torch.from_numpy(pixels[start : start + recipe.eval_batch_size])).to(trained.device)
-        with torch.inference_mode():
-            p_tb.append(model(images).cpu().double().softmax(dim=1)[:, 1].numpy())
-        with torch.autocast(trained.device.type, torch.bfloat16, enabled=recipe.cam_precision == "bfloat16"):
-            maps.append(
-                class_activation_maps(
-                    model, images, layer=recipe.cam_layer, relu=recipe.cam_relu, method=recipe.cam_method
-                )
-            )
-    return np.concatenate(p_tb), np.concatenate(maps)
