@@ -56,8 +56,9 @@ format: venv
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lab: venv
-	$(BIN)/jupyter lab notebooks/01_data_preparation.ipynb
+lab: venv  # uploads of up to 200 MB instead of 10: a DICOM radiograph is larger
+	$(BIN)/jupyter lab --ServerApp.tornado_settings='{"websocket_max_message_size": 209715200}' \
+		notebooks/01_data_preparation.ipynb
 
 # Executed once beforehand, which trains in the terminal what is not trained yet; the page then opens in seconds.
 app: venv

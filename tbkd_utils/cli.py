@@ -144,8 +144,8 @@ def locate(
 
     All boxes are in the pixels of the files. They are suggestions to be corrected by a reader, not a diagnosis.
 
-    Exit status: 0, every file was located; 1, nothing was written; 2, the command was called wrongly; 3, the result
-    was written, but some files could not be read (listed in failed.csv).
+    Exit status 0: every file was located. 1: nothing was written. 2: the command was called wrongly. 3: the result was
+    written, but some files could not be read; failed.csv lists them.
     """
     from tbkd_utils import locate as locating  # imports torch: seconds that --help should not take
     from tbkd_utils import suggestions

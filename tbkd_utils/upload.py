@@ -18,8 +18,8 @@ from tbkd_utils.suggestions import box_table, coco
 from tbkd_utils.training import TrainedClassifier
 
 HINT = (
-    "PNG, JPEG, TIFF, BMP or DICOM. Jupyter takes about 10 MB at a time: for larger files call locate() with their "
-    "paths, or `tbkd locate`. Boxes are suggestions to be corrected, not a diagnosis."
+    "PNG, JPEG, TIFF, BMP or DICOM; 200 MB at a time under <code>make lab</code>. Jupyter started otherwise drops more "
+    "than 10 MB without a word: then run this cell again, and use <code>locate</code> with paths. Boxes are suggestions to be corrected, not a diagnosis."
 )
 
 
@@ -34,14 +34,13 @@ def locate_upload(trained: TrainedClassifier, **settings: Any) -> widgets.VBox:
         **settings: As `locate` takes them: threshold, min_area, min_probability, data.
 
     Returns:
-        The button and the area: `children` are the FileUpload, the status and the results, all ipywidgets.
+        The button and the area: `children` are the FileUpload, a hint, the status and the results, all ipywidgets.
     """
     button = widgets.FileUpload(
         accept=",".join(ENDINGS), multiple=True, description="Radiographs", tooltip="Choose radiographs to look at",
         layout=widgets.Layout(width="14em"),
     )  # fmt: skip
-    status = widgets.HTML(_status(HINT))
-    results = widgets.HTML()
+    hint, status, results = widgets.HTML(f"<p>{HINT}</p>"), widgets.HTML(), widgets.HTML()
 
     def show(change: Mapping[str, Any]) -> None:
         if not change["new"]:
@@ -60,7 +59,7 @@ def locate_upload(trained: TrainedClassifier, **settings: Any) -> widgets.VBox:
         button.value = ()  # so that the same file can be chosen again
 
     button.observe(show, names="value")
-    return widgets.VBox([button, status, results])
+    return widgets.VBox([button, hint, status, results])
 
 
 def _saved(uploads: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
@@ -89,12 +88,14 @@ def _page(located: Located) -> str:
             "boxes.json": ("application/json", json.dumps(coco(located), indent=2)),
             "boxes.csv": ("text/csv", box_table(located).to_csv(index=False)),
         }
-        links = [
-            f"<a download='{name}' href='data:{kind};base64,{base64.b64encode(text.encode()).decode()}'>{name}</a>"
-            for name, (kind, text) in files.items()
-        ]
+        links = [_link(name, kind, text.encode()) for name, (kind, text) in files.items()]
         parts.append(f"<p>Save the boxes, in pixels of the files: {', '.join(links)}.</p>")
     return "".join(parts)
+
+
+def _link(name: str, kind: str, content: bytes) -> str:
+    data = base64.b64encode(content).decode()
+    return f"<a style='text-decoration: underline' download='{name}' href='data:{kind};base64,{data}'>{name}</a>"
 
 
 def _image(found: Finding, who: str) -> str:
@@ -111,7 +112,7 @@ def _note(found: Finding) -> str:
 def _summary(located: Located) -> str:
     boxes = sum(len(found.boxes) for found in located.findings)
     failed = f"; {len(located.failures)} not located, see below" if located.failures else ""
-    return f"{len(located.findings)} located, {boxes} boxes{failed}."
+    return f"{len(located.findings)} located, {boxes} box{'' if boxes == 1 else 'es'}{failed}."
 
 
 def _status(text: str, failed: bool = False) -> str:

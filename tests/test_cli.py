@@ -41,7 +41,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_help_names_every_command() -> None:
     text = good("--help")
-    assert all(command in text for command in ("reproduce", "recipes", "data"))
+    assert all(command in text for command in ("reproduce", "recipes", "data", "locate"))
     assert all(command in good("data", "--help") for command in ("check", "synthesize"))
     assert "--recipe" in good("reproduce", "--help")
     assert "Usage" in run().output

@@ -1,5 +1,6 @@
 """Training: early stopping, the kept epoch, and the same bits whatever happens on the way."""
 
+import json
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from tbkd_utils.lightning_fit import finished
 from tbkd_utils.preprocess import normalise
 from tbkd_utils.runs import RunWarning, file_sha256
 from tbkd_utils.training import TrainedClassifier, train_student, train_teacher
-from tbkd_utils.training_files import RESUME
+from tbkd_utils.training_files import LOCATING, RESUME
 
 KEPT = ("best.safetensors", "last.safetensors", "history.csv")
 
@@ -40,6 +41,9 @@ def test_teacher_and_student_leave_a_complete_folder(smoke: Experiment) -> None:
         assert len(trained.history) == smoke.recipe.epochs
         assert not trained.run.file(RESUME).exists()
         assert not trained.model().training
+        noted = json.loads(trained.run.file(LOCATING).read_text())
+        assert noted["settings"] == smoke.recipe.part("heatmaps", "scores")
+        assert noted["box_areas"] == sorted(np.concatenate(smoke.full_train.areas).tolist())
 
 
 def test_a_finished_training_is_not_repeated(smoke: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
