@@ -19,7 +19,8 @@ from tbkd_utils.training import TrainedClassifier
 
 HINT = (
     "PNG, JPEG, TIFF, BMP or DICOM; 200 MB at a time under <code>make lab</code>. Jupyter started otherwise drops more "
-    "than 10 MB without a word: then run this cell again, and use <code>locate</code> with paths. Boxes are suggestions to be corrected, not a diagnosis."
+    "than 10 MB without a word: then run this cell again, and use <code>locate</code> with paths. "
+    "Boxes are suggestions to be corrected, not a diagnosis."
 )
 
 
