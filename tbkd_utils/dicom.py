@@ -11,6 +11,7 @@ from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
 from tbkd_utils.images import MAX_PIXELS, ImageError
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
+INSTALL = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 # What pydicom and its decoders raise on damaged or odd files.
@@ -121,13 +122,13 @@ def _decoded(path: Path, header: Any) -> np.ndarray:
     if not decoder.is_available:
         raise DicomError(
             f"{path}: reading the compression '{syntax.name}' needs a package that is not installed: "
-            f"`pip install python-gdcm`. {advice}"
+            f"`{INSTALL}`. {advice}"
         )
     try:
         return pixel_array(header)
     except (*_ERRORS, NotImplementedError) as error:
         reason = " ".join(str(error).split())
-        more = f" If the file is sound: `pip install python-gdcm` reads more of '{syntax.name}'. {advice}"
+        more = f" If the file is sound: `{INSTALL}` reads more of '{syntax.name}'. {advice}"
         raise DicomError(
             f"{path}: the pixels are truncated or damaged, or cannot be decoded ({reason}). Copy or export the file "
             f"again.{more if syntax.is_compressed else ''}"

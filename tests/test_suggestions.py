@@ -188,6 +188,14 @@ def test_what_people_changed_is_never_overwritten(located: Located, tmp_path: Pa
     assert contents(tmp_path / "out") == before
 
 
+def test_what_is_changed_while_overlays_are_drawn_is_kept_too(located: Located, tmp_path: Path) -> None:
+    write_suggestions(located, tmp_path / "out")
+    with pytest.raises(SuggestionsError, match=r"corrected\.json was added"):
+        write_suggestions(located, tmp_path / "out", lambda *_: (tmp_path / "out/corrected.json").write_text("{}"))
+    assert (tmp_path / "out/corrected.json").is_file()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 def test_foreign_folders_and_files_are_refused(located: Located, trained: TrainedClassifier, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "notes.txt", trained.run.path):

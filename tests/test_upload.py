@@ -94,12 +94,13 @@ def test_one_upload_replaces_what_the_last_one_showed(trained: TrainedClassifier
 
 
 def test_names_are_only_names(trained: TrainedClassifier, folder: Path) -> None:
-    names = ("../../x.png", "C:\\scans\\x.png", "<b>x</b>.png", "")
+    names = ("../../x.png", "C:\\scans\\x.png", "<b>x' onload='y.png", "")
     status, results = upload(locate_upload(trained), *[folder / "a.png"] * 4, names=names)
     assert "4 located" in status
     assert "x.png: probability" in results
     assert "x (2).png: probability" in results
     assert "<b>x" not in results
+    assert "onload='" not in results
     assert "radiograph: probability" in results
 
 
