@@ -64,7 +64,7 @@ lab: venv  # uploads of up to 200 MB instead of 10: a DICOM radiograph is larger
 app: venv
 	@mkdir -p runs
 	$(BIN)/papermill --log-level ERROR app/explorers.ipynb runs/explorers.ipynb
-	$(BIN)/voila app/explorers.ipynb
+	JUPYTER_PATH=app $(BIN)/voila --template=offline app/explorers.ipynb
 
 clean:
 	rm -rf .venv

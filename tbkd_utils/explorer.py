@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from tbkd_utils.notebook import injected_names
 
 STILL_DPI = 80  # of the picture that is kept in a notebook
+WHOLE = {"description_width": "initial"}  # a control's description is never cut off
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -54,6 +55,7 @@ class Explorer(widgets.VBox):
         show: Callable[..., View],
         controls: Mapping[str, widgets.Widget],
         follow: Sequence[str] | None = None,
+        together: Sequence[str] = (),
     ) -> None:
         """Draws the first view.
 
@@ -62,12 +64,17 @@ class Explorer(widgets.VBox):
             show: Gives the view; called with the values of the controls in `follow` under their names.
             controls: The controls, in the order in which they stand.
             follow: Names of the controls whose values matter; None for all.
+            together: Names of controls, one after the other, that stay side by side when the page is narrow.
         """
         self.controls = dict(controls)
         self._show, self._follow = show, tuple(controls if follow is None else follow)
         self.numbers, self.picture = widgets.HTML(), widgets.HTML()
-        row = widgets.HBox(list(self.controls.values()), layout=widgets.Layout(flex_flow="row wrap"))
-        super().__init__([row, self.numbers, self.picture])
+        row = [one for key, one in self.controls.items() if key not in together]
+        if together:
+            group = widgets.HBox([self.controls[key] for key in together])
+            row.insert(list(self.controls).index(together[0]), group)
+        top = widgets.HBox(row, layout=widgets.Layout(flex_flow="row wrap"))
+        super().__init__([top, self.numbers, self.picture])
         for part, mark in ((self, "explorer"), (self, name), (self.numbers, "numbers"), (self.picture, "picture")):
             part.add_class(f"tbkd-{mark}")
         for one in self._follow:
@@ -77,7 +84,8 @@ class Explorer(widgets.VBox):
     def redraw(self) -> None:
         """Shows what the controls ask for now."""
         self.view = self._show(**{name: self.controls[name].value for name in self._follow})
-        self.numbers.value = "<br>".join(html.escape(line) for line in self.view.lines)
+        lines = "<br>".join(html.escape(line) for line in self.view.lines)
+        self.numbers.value = f'<div style="line-height:1.5">{lines}</div>'
         self.picture.value = _image(self.view)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -90,6 +98,25 @@ class Explorer(widgets.VBox):
         if not in_batch():
             data[WIDGET] = super()._repr_mimebundle_(**kwargs)[WIDGET]
         return data, metadata
+
+
+def dropdown(description: str, options: Sequence[Any], value: Any = None) -> widgets.Dropdown:
+    """Returns a list to choose from; the first option is chosen if no value is given."""
+    given = {} if value is None else {"value": value}
+    return widgets.Dropdown(description=description, options=options, style=WHOLE, layout=width("22em"), **given)
+
+
+def slider(kind: Any, description: str, value: float, low: float, high: float, step: float, form: str = "") -> Any:
+    """Returns a slider of this kind (an ipywidgets class); `form` is how its number is written."""
+    given = {"readout_format": form} if form else {}
+    return kind(
+        description=description, value=value, min=low, max=high, step=step, style=WHOLE, layout=width("26em"), **given
+    )
+
+
+def width(size: str, right: int = 16) -> widgets.Layout:
+    """Returns a layout of this width, or less on a narrow page, with some room to the right."""
+    return widgets.Layout(width=size, max_width="100%", margin=f"2px {right}px 2px 0")
 
 
 def in_batch() -> bool:

@@ -76,7 +76,9 @@ def softening_figure(parts: pd.DataFrame, place: int, temperature: float, alpha:
     one = parts.iloc[place]
     answers.plot([one["p_teacher"]], [one["p_student"]], "D", markersize=10, markerfacecolor=COLORS["student"],
                  markeredgecolor="black", label="this radiograph")  # fmt: skip
-    answers.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), xlabel="teacher's softened p(TB)", ylabel="student's")
+    answers.set(
+        xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), xlabel="teacher's softened p(TB)", ylabel="student's softened p(TB)"
+    )
     answers.set_title(f"answers at T = {temperature:g}", fontsize=10)
     answers.legend(loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=3, frameon=False, handletextpad=0.1,
                    columnspacing=1)  # fmt: skip

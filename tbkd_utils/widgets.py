@@ -1,6 +1,6 @@
 """The explorers: each gives controls over one of the figures in `explorer_figures`, live in JupyterLab and Voila."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ipywidgets as widgets
@@ -9,7 +9,7 @@ import numpy as np
 from tbkd_utils.cases import ORDERS, SIZES, case_table, chosen_cases, kinds_of
 from tbkd_utils.evaluation import Localization
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.explorer import Explorer, View
+from tbkd_utils.explorer import WHOLE, Explorer, View, dropdown, slider, width
 from tbkd_utils.explorer_figures import (
     case_figure,
     shortcut_figure,
@@ -20,6 +20,7 @@ from tbkd_utils.explorer_figures import (
 )
 from tbkd_utils.hessian import Spectrum
 from tbkd_utils.live_boxes import LiveBoxes
+from tbkd_utils.localization import image_score
 from tbkd_utils.shortcut import Shortcut, has_tokens, shortcut
 from tbkd_utils.softening import logits_of, loss_parts
 from tbkd_utils.training import TrainedClassifier
@@ -48,15 +49,15 @@ def case_browser(teacher: Localization, student: Localization) -> Explorer:
         return View(case_figure(teacher, student, row["name"]), lines, alt)
 
     controls = {
-        "order": _dropdown("sort by", list(ORDERS)),
-        "kind": _dropdown("lesion", kinds_of(table)),
-        "size": _dropdown("largest lesion", list(SIZES)),
-        "previous": widgets.Button(description="previous", icon="arrow-left"),
-        "next": widgets.Button(description="next", icon="arrow-right"),
-        "case": _slider(widgets.IntSlider, "case", 1, 1, len(chosen), 1),
-        "name": _dropdown("radiograph", list(chosen["name"])),
+        "order": dropdown("sort by", list(ORDERS)),
+        "kind": dropdown("lesion", kinds_of(table)),
+        "size": dropdown("largest lesion", list(SIZES)),
+        "previous": widgets.Button(description="previous", layout=width("6em", 4)),
+        "next": widgets.Button(description="next", layout=width("6em", 4)),
+        "case": slider(widgets.IntSlider, "case", 1, 1, len(chosen), 1),
+        "name": dropdown("radiograph", list(chosen["name"])),
     }
-    explorer = Explorer("cases", show, controls, ["case"])
+    explorer = Explorer("cases", show, controls, ["case"], ["previous", "next", "case"])
     case, name = controls["case"], controls["name"]
 
     def choose(change: Any) -> None:
@@ -100,23 +101,17 @@ def threshold_explorer(teacher: Localization, student: Localization) -> Explorer
     top = float(np.ceil(max(4 * smallest, table["area"].median())))
 
     def show(name: str, threshold: float, min_area: float) -> View:
-        boxes = {who: live.boxes(threshold, min_area) for who, live in lives.items()}
-        count = {len(found) for found in boxes.values()}
-        mious = ", ".join(f"{who} {lives[who].miou(found):.4f}" for who, found in boxes.items())
-        many = ", ".join(f"{who} {np.mean([len(one) for one in found]):.2f}" for who, found in boxes.items())
-        none = ", ".join(f"{who} {sum(len(one) == 0 for one in found)}" for who, found in boxes.items())
         lines = [
-            f"mIOU of all {' and '.join(map(str, sorted(count)))} radiographs: {mious}",
-            f"Boxes per radiograph: {many}; radiographs without a box: {none}",
+            f"{name}, threshold {threshold:.2f}, boxes larger than {min_area:.0f} square pixels",
+            *(_at_setting(live, name, threshold, min_area) for live in lives.values()),
         ]
-        setting = f"at threshold {threshold:.2f} and a minimum area of {min_area:.0f} square pixels"
-        alt = f"Radiograph {name} with both networks' heatmaps and boxes {setting}. {lines[0]}."
+        alt = f"Radiograph {name} with both networks' heatmaps and boxes. {'. '.join(lines)}."
         return View(threshold_figure(lives["teacher"], lives["student"], name, threshold, min_area), lines, alt)
 
     controls = {
-        "name": _dropdown("radiograph", list(table["name"]), middle),
-        "threshold": _slider(widgets.FloatSlider, "threshold", recipe.threshold, 0.0, 1.0, 0.01),
-        "min_area": _slider(
+        "name": dropdown("radiograph", list(table["name"]), middle),
+        "threshold": slider(widgets.FloatSlider, "threshold", recipe.threshold, 0.0, 1.0, 0.01),
+        "min_area": slider(
             widgets.FloatSlider, "minimum area (px²)", smallest, 0.0, top, max(1.0, round(top / 50)), ".0f"
         ),
     }
@@ -135,19 +130,20 @@ def softening_explorer(experiment: Experiment, teacher: TrainedClassifier, stude
         parts = loss_parts(*logits, temperature, alpha)
         one, mean = parts.iloc[place], parts[["soft", "hard", "loss"]].mean()
         lines = [
-            f"{one['name']} ({_label(one['label'])}): softened p(TB): teacher {one['p_teacher']:.4f}, student "
-            f"{one['p_student']:.4f}; {_losses(one)}",
+            f"{one['name']} ({_label(one['label'])}), softened p(TB): teacher {one['p_teacher']:.4f}, student "
+            f"{one['p_student']:.4f}",
+            f"Its {_losses(one)}",
             f"Mean of all {len(parts)} test radiographs: {_losses(mean)}",
         ]
         alt = f"Softened answers at T = {temperature:g} and the loss at alpha = {alpha:g}. {'. '.join(lines)}."
         return View(softening_figure(parts, place, temperature, alpha), lines, alt)
 
     controls = {
-        "temperature": _slider(
+        "temperature": slider(
             widgets.FloatSlider, "temperature T", recipe.temperature, 0.5, max(10.0, recipe.temperature), 0.5, ".1f"
         ),
-        "alpha": _slider(widgets.FloatSlider, "alpha", recipe.alpha, 0.0, 1.0, 0.05),
-        "place": _dropdown("radiograph", list(zip(names, map(int, order), strict=True)), int(order[0])),
+        "alpha": slider(widgets.FloatSlider, "alpha", recipe.alpha, 0.0, 1.0, 0.05),
+        "place": dropdown("radiograph", list(zip(names, map(int, order), strict=True)), int(order[0])),
     }
     return Explorer("softening", show, controls)
 
@@ -168,13 +164,11 @@ def shortcut_explorer(experiment: Experiment, teacher: TrainedClassifier, studen
     def show(name: str, painted: bool) -> View:
         lines = [*(_with_and_without(one, name) for one in found), *(_on_average(one) for one in found)]
         state = "painted over" if painted else "in sight"
-        alt = (
-            f"Heatmaps of both networks on {name} with the token {state}, and p(TB) before and after. {' '.join(lines)}"
-        )
+        alt = f"Heatmaps of both networks on {name}, its token {state}, and p(TB) with and without. {'. '.join(lines)}."
         return View(shortcut_figure(found[0], found[1], name, painted), lines, alt)
 
     controls = {
-        "name": _dropdown("radiograph", names, names[0][1]),
+        "name": dropdown("radiograph", names, names[0][1]),
         "painted": widgets.Checkbox(description="paint the token over", indent=False),
     }
     return Explorer("shortcut", show, controls)
@@ -200,33 +194,12 @@ def spectrum_viewer(spectra: Mapping[str, Spectrum]) -> Explorer:
 
     controls = {
         "width": widgets.FloatLogSlider(
-            description="smoothing (share of the range)", value=0.01, base=10, min=-3, max=-1, step=0.1,
-            readout_format=".4f", style=_WHOLE, layout=_width("26em"),
+            description="smoothing width", value=0.01, base=10, min=-3, max=-1, step=0.1,
+            readout_format=".4f", style=WHOLE, layout=width("26em"),
         ),
         "marked": widgets.Checkbox(description="mark the top eigenvalues", value=True, indent=False),
     }  # fmt: skip
     return Explorer("spectrum", show, controls)
-
-
-_WHOLE = {"description_width": "initial"}
-
-
-def _width(width: str) -> widgets.Layout:
-    return widgets.Layout(width=width, max_width="100%", margin="2px 16px 2px 0")
-
-
-def _dropdown(description: str, options: Sequence[Any], value: Any = None) -> widgets.Dropdown:
-    given = {} if value is None else {"value": value}
-    return widgets.Dropdown(description=description, options=options, style=_WHOLE, layout=_width("22em"), **given)
-
-
-def _slider(
-    kind: Any, description: str, value: float, low: float, high: float, step: float, readout: str | None = None
-) -> widgets.Widget:
-    given = {} if readout is None else {"readout_format": readout}
-    return kind(
-        description=description, value=value, min=low, max=high, step=step, style=_WHOLE, layout=_width("26em"), **given
-    )
 
 
 def _label(label: int) -> str:
@@ -237,19 +210,28 @@ def _losses(row: Any) -> str:
     return f"loss {row['loss']:.4f} = teacher's part {row['soft']:.4f} + labels' part {row['hard']:.4f}"
 
 
+def _at_setting(live: LiveBoxes, name: str, threshold: float, min_area: float) -> str:
+    boxes, samples = live.boxes(threshold, min_area), live.found.samples
+    place, counts = samples.names.index(name), [len(one) for one in boxes]
+    return (
+        f"{live.found.role}: mIOU of all {len(boxes)} radiographs {live.miou(boxes):.4f}, {np.mean(counts):.2f} boxes "
+        f"per radiograph, {counts.count(0)} without a box; on this radiograph {counts[place]}, score "
+        f"{image_score(samples.boxes[place], boxes[place]):.3f}"
+    )
+
+
 def _with_and_without(found: Shortcut, name: str) -> str:
     row = found.rows.iloc[found.samples.names.index(name)]
     return (
-        f"The {found.role} on this radiograph ({_label(row['label'])}): p(TB) {row['p_tb']:.3f}, painted over "
-        f"{row['p_tb_painted']:.3f}; share of the heatmap on the token's place {row['energy']:.1%}, painted over "
-        f"{row['energy_painted']:.1%} (its share of the area: {row['token_area']:.1%})."
+        f"{found.role}: p(TB) {row['p_tb']:.3f}, painted over {row['p_tb_painted']:.3f}; heatmap on the token's place "
+        f"{row['energy']:.1%}, painted over {row['energy_painted']:.1%} (of {row['token_area']:.1%} of the area)"
     )
 
 
 def _on_average(found: Shortcut) -> str:
     means = [
-        f"from {part['p_tb'].mean():.3f} to {part['p_tb_painted'].mean():.3f} on {len(part)} radiographs {which}"
-        for which, part in (("with TB", found.rows.query("label == 1")), ("without", found.rows.query("label == 0")))
+        f"{part['p_tb'].mean():.3f}, painted over {part['p_tb_painted'].mean():.3f} ({len(part)} {which} TB)"
+        for which, part in (("with", found.rows.query("label == 1")), ("without", found.rows.query("label == 0")))
         if len(part)
     ]
-    return f"Painting moves the {found.role}'s mean p(TB) {' and '.join(means)}."
+    return f"{found.role} on average: p(TB) {'; '.join(means)}"

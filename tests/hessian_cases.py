@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
 
+from tbkd_utils.hessian import Spectrum
+
 cross_entropy = nn.functional.cross_entropy
 
 
@@ -85,3 +87,17 @@ def other_product(model, loss, batches, vector: np.ndarray) -> np.ndarray:
 def by_magnitude(values, top=10):
     values = np.asarray(values)
     return values[np.argsort(-np.abs(values), kind="stable")][:top]
+
+
+def a_spectrum(shift: float) -> Spectrum:
+    """A spectrum of 100 eigenvalues made up for drawing: a crowd around `shift` and two that stand apart."""
+    rng = np.random.default_rng(3)
+    nodes = np.sort(rng.normal(0, 1, (2, 12)) + shift, axis=1)
+    top = np.array([30.0 + shift, -8.0])
+    nodes[:, :2] = top
+    return Spectrum(
+        eigenvalues=top, residuals=np.zeros(2), converged=np.ones(2, bool), eigenvectors=np.zeros((0, 100)),
+        trace=5.0, trace_stderr=1.0, trace_interval=(3.0, 7.0), density_nodes=nodes,
+        density_weights=np.full((2, 12), 1 / 12), parameters=100, samples=4, loss=0.5, products=9, seconds=0.1,
+        peak_memory=1,
+    )  # fmt: skip
