@@ -10,7 +10,6 @@ from tbkd_utils.ablations import image_scores
 from tbkd_utils.curvature import hessian_batches
 from tbkd_utils.evaluation import Localization
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.grid import Cell
 from tbkd_utils.hessian import Spectrum
 from tbkd_utils.landscape import loss_along
 from tbkd_utils.training import TrainedClassifier
@@ -46,22 +45,22 @@ def by_lesion_size(found: Mapping[str, Localization], groups: int = 3) -> pd.Dat
     )
 
 
-def split_halves(experiment: Experiment, cells: Sequence[Cell], draws: int = 500) -> pd.DataFrame:
+def split_halves(located: Mapping[float, Localization], draws: int = 500, seed: int = 0) -> pd.DataFrame:
     """Chooses the best value of an ablation on half of the radiographs and looks at it on the other half.
 
     Args:
-        experiment: Recipe and data.
-        cells: The networks of the ablation, trained.
+        located: Value to the boxes and scores of its network.
         draws: How often the radiographs are split at random.
+        seed: Of the splits.
 
     Returns:
         One row per value: value, chosen (share of the splits in which it was best on the first half), own_half (how far
         its mIOU lay above the mean of all values there, where it was chosen), other_half (the same on the half that
         did not choose); nan where there are fewer than two radiographs, or where it was never chosen.
     """
-    scores = image_scores([cell.localize(experiment) for cell in cells])  # (images, cells)
+    scores = image_scores(list(located.values()))  # (images, values)
     half = len(scores) // 2
-    rng = np.random.default_rng(experiment.recipe.statistics_seed)
+    rng = np.random.default_rng(seed)
     rows = []
     for _ in range(draws if half else 0):
         order = rng.permutation(len(scores))
@@ -69,9 +68,9 @@ def split_halves(experiment: Experiment, cells: Sequence[Cell], draws: int = 500
         best = int(own.argmax())
         rows.append((best, own[best] - own.mean(), other[best] - other.mean()))
     table = pd.DataFrame(rows, columns=["best", "own_half", "other_half"])
-    means = table.groupby("best").mean().reindex(range(len(cells))).reset_index(drop=True)
-    shares = table["best"].value_counts(normalize=True).reindex(range(len(cells)), fill_value=0.0)
-    values = pd.DataFrame({"value": [cell.value for cell in cells], "chosen": shares.to_numpy() if half else np.nan})
+    means = table.groupby("best").mean().reindex(range(len(located))).reset_index(drop=True)
+    shares = table["best"].value_counts(normalize=True).reindex(range(len(located)), fill_value=0.0)
+    values = pd.DataFrame({"value": list(located), "chosen": shares.to_numpy() if half else np.nan})
     return pd.concat([values, means], axis=1)
 
 

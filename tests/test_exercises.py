@@ -38,22 +38,26 @@ def test_real_radiographs_are_grouped(smoke: Experiment) -> None:
     assert weighted == pytest.approx(found["student"].rows["score"].mean())
 
 
-def cells(scores: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> list:
-    monkeypatch.setattr(exercises, "image_scores", lambda found: scores)
-    return [SimpleNamespace(value=float(value), localize=lambda experiment: None) for value in range(scores.shape[1])]
+def located(scores: np.ndarray) -> dict:
+    """One network per column, with these scores of the radiographs."""
+    names = [f"{number}.png" for number in range(len(scores))]
+    return {
+        float(value): SimpleNamespace(rows=pd.DataFrame({"name": names, "score": column}))
+        for value, column in enumerate(scores.T)
+    }
 
 
-def test_a_real_lead_survives_the_other_half(smoke: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_lead_survives_the_other_half() -> None:
     noise = np.random.default_rng(0).normal(0, 0.01, (40, 3))
-    table = split_halves(smoke, cells(noise + np.array([0, 0, 0.3]), monkeypatch), draws=50)
+    table = split_halves(located(noise + np.array([0, 0, 0.3])), draws=50)
     assert list(table["value"]) == [0, 1, 2]
     assert list(table["chosen"]) == [0, 0, 1]
     assert table["other_half"][2] == pytest.approx(0.2, abs=0.01)
     assert np.isnan(table["own_half"][0])
 
 
-def test_luck_does_not_survive_the_other_half(smoke: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = split_halves(smoke, cells(np.random.default_rng(1).normal(0, 1, (60, 4)), monkeypatch))
+def test_luck_does_not_survive_the_other_half() -> None:
+    table = split_halves(located(np.random.default_rng(1).normal(0, 1, (60, 4))))
     mean = (table["chosen"] * table[["own_half", "other_half"]].T).T.sum()
     assert mean["own_half"] > 0.1
     assert mean["other_half"] < mean["own_half"] / 2
@@ -61,8 +65,8 @@ def test_luck_does_not_survive_the_other_half(smoke: Experiment, monkeypatch: py
 
 
 @pytest.mark.parametrize("images", [0, 1])
-def test_too_few_radiographs_have_no_halves(smoke: Experiment, monkeypatch: pytest.MonkeyPatch, images: int) -> None:
-    table = split_halves(smoke, cells(np.zeros((images, 2)), monkeypatch))
+def test_too_few_radiographs_have_no_halves(images: int) -> None:
+    table = split_halves(located(np.zeros((images, 2))))
     assert table[["chosen", "own_half", "other_half"]].isna().all(axis=None)
 
 
