@@ -170,9 +170,9 @@ def locate(
         console.print(f"[red]failed:[/] {escape(name)}: {escape(reason)}", soft_wrap=True, highlight=False)
     called, boxes = sum(f.p_tb > 0.5 for f in located.findings), sum(len(f.boxes) for f in located.findings)
     console.print(
-        f"{len(located.findings)} radiographs located, {called} with a probability of TB above 0.5; {boxes} boxes; "
-        f"{len(located.failures)} failed; {located.others} other files not looked at."
-    )
+        f"Radiographs located: {len(located.findings)} ({called} with a probability of TB above 0.5); boxes: {boxes}; "
+        f"failed: {len(located.failures)}; other files, not looked at: {located.others}.", soft_wrap=True
+    )  # fmt: skip
     console.print(f"Written: {escape(str(out))}", soft_wrap=True)
     raise typer.Exit(3 if located.failures else 0)
 

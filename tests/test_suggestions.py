@@ -245,10 +245,10 @@ def test_the_command_finishes_the_good_files_and_says_which_are_bad(
 ) -> None:
     result = run("locate", folder, "--run", trained.run.path, "--out", tmp_path / "out")
     assert result.exit_code == 3
-    assert result.output.count("failed: ") == 4
+    assert result.output.count("\nfailed: ") + result.output.startswith("failed: ") == 4
     assert "failed: cut.png: the image is truncated" in result.output
-    assert "3 radiographs located" in result.output
-    assert "4 failed; 1 other files not looked at" in result.output
+    assert "Radiographs located: 3 " in result.output
+    assert "failed: 4; other files, not looked at: 1." in result.output
     assert len(json.loads((tmp_path / "out/boxes.json").read_text())["images"]) == 3
 
 
@@ -276,8 +276,8 @@ def test_an_outcome_inside_the_folder_is_not_read_again(
     shutil.copy(folder / "a.png", tmp_path / "a.png")
     for _ in range(2):
         text = good("locate", tmp_path, "--run", trained.run.path, "--out", tmp_path / "located")
-        assert "1 radiographs located" in text
-        assert "0 other files" in text
+        assert "Radiographs located: 1 " in text
+        assert "not looked at: 0" in text
 
 
 def test_the_command_says_what_is_wrong_and_writes_nothing(
