@@ -6,7 +6,7 @@ The controls are ipywidgets' own, so that the keyboard works: Tab goes from one 
 import base64
 import html
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,8 +85,9 @@ class Explorer(widgets.VBox):
         """Shows what the controls ask for now."""
         self.view = self._show(**{name: self.controls[name].value for name in self._follow})
         lines = "<br>".join(html.escape(line) for line in self.view.lines)
+        picture = _image(self.view)  # drawn before anything is sent, so that numbers and picture change together
         self.numbers.value = f'<div style="line-height:1.5">{lines}</div>'
-        self.picture.value = _image(self.view)
+        self.picture.value = picture
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The live explorer and, for readers without a kernel, a still; in a batch run the still alone."""
@@ -106,11 +107,21 @@ def dropdown(description: str, options: Sequence[Any], value: Any = None) -> wid
     return widgets.Dropdown(description=description, options=options, style=WHOLE, layout=width("22em"), **given)
 
 
-def slider(kind: Any, description: str, value: float, low: float, high: float, step: float, form: str = "") -> Any:
-    """Returns a slider of this kind (an ipywidgets class); `form` is how its number is written."""
-    given = {"readout_format": form} if form else {}
-    return kind(
-        description=description, value=value, min=low, max=high, step=step, style=WHOLE, layout=width("26em"), **given
+def slider(description: str, value: float, others: Iterable[float], form: str = "g") -> widgets.SelectionSlider:
+    """Returns a slider over a number and others, each kept to the last digit.
+
+    A slider of ipywidgets with steps moves a start that lies between two of them as soon as it is shown.
+
+    Args:
+        description: Its name.
+        value: Where it starts.
+        others: Where else it can go; those written like the start are left out.
+        form: How a number is written.
+    """
+    written = {format(other, form): other for other in others} | {format(value, form): value}
+    options = sorted(written.items(), key=lambda item: item[1])
+    return widgets.SelectionSlider(
+        description=description, options=options, value=value, style=WHOLE, layout=width("26em")
     )
 
 

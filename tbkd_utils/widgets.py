@@ -54,7 +54,9 @@ def case_browser(teacher: Localization, student: Localization) -> Explorer:
         "size": dropdown("largest lesion", list(SIZES)),
         "previous": widgets.Button(description="previous", layout=width("6em", 4)),
         "next": widgets.Button(description="next", layout=width("6em", 4)),
-        "case": slider(widgets.IntSlider, "case", 1, 1, len(chosen), 1),
+        "case": widgets.IntSlider(
+            description="case", value=1, min=1, max=len(chosen), style=WHOLE, layout=width("26em")
+        ),
         "name": dropdown("radiograph", list(chosen["name"])),
     }
     explorer = Explorer("cases", show, controls, ["case"], ["previous", "next", "case"])
@@ -110,10 +112,8 @@ def threshold_explorer(teacher: Localization, student: Localization) -> Explorer
 
     controls = {
         "name": dropdown("radiograph", list(table["name"]), middle),
-        "threshold": slider(widgets.FloatSlider, "threshold", recipe.threshold, 0.0, 1.0, 0.01),
-        "min_area": slider(
-            widgets.FloatSlider, "minimum area (px²)", smallest, 0.0, top, max(1.0, round(top / 50)), ".0f"
-        ),
+        "threshold": slider("threshold", recipe.threshold, np.arange(101) / 100),
+        "min_area": slider("minimum area (px²)", smallest, np.linspace(0, top, 51), ".0f"),
     }
     return Explorer("threshold", show, controls)
 
@@ -139,10 +139,8 @@ def softening_explorer(experiment: Experiment, teacher: TrainedClassifier, stude
         return View(softening_figure(parts, place, temperature, alpha), lines, alt)
 
     controls = {
-        "temperature": slider(
-            widgets.FloatSlider, "temperature T", recipe.temperature, 0.5, max(10.0, recipe.temperature), 0.5, ".1f"
-        ),
-        "alpha": slider(widgets.FloatSlider, "alpha", recipe.alpha, 0.0, 1.0, 0.05),
+        "temperature": slider("temperature T", recipe.temperature, np.arange(1, 21) / 2),
+        "alpha": slider("alpha", recipe.alpha, np.arange(21) / 20),
         "place": dropdown("radiograph", list(zip(names, map(int, order), strict=True)), int(order[0])),
     }
     return Explorer("softening", show, controls)
@@ -193,12 +191,9 @@ def spectrum_viewer(spectra: Mapping[str, Spectrum]) -> Explorer:
         return View(spectrum_figure(spectra, width, marked), lines, alt)
 
     controls = {
-        "width": widgets.FloatLogSlider(
-            description="smoothing width", value=0.01, base=10, min=-3, max=-1, step=0.1,
-            readout_format=".4f", style=WHOLE, layout=width("26em"),
-        ),
+        "width": slider("smoothing width", 0.01, np.geomspace(0.001, 0.1, 21), ".2%"),
         "marked": widgets.Checkbox(description="mark the top eigenvalues", value=True, indent=False),
-    }  # fmt: skip
+    }
     return Explorer("spectrum", show, controls)
 
 

@@ -19,6 +19,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
 from tbkd_utils.curvature import curvature
+from tbkd_utils.evaluation import localization
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.training import train_student, train_teacher
 
@@ -139,6 +140,18 @@ def test_a_notebook_runs_and_its_explorers_respond(stem: str, lab: str, watched:
     assert watched.errors == []
 
 
+def test_a_page_opens_at_the_recipes_setting(lab: str, watched: Watched, prepared: Experiment) -> None:
+    """The browser moves no slider by itself: the first mIOU is the evaluation's."""
+    page = watched.page
+    page.goto(lab.format("04_gradcam_boxes.ipynb"))
+    run_all_cells(page)
+    shown = numbers(found(page, "threshold"))
+    for trained in (train_teacher(prepared), train_student(prepared)):
+        one = localization(prepared, trained)
+        assert f"threshold {prepared.recipe.threshold:.2f}, boxes larger than {one.min_area:.0f} square" in shown
+        assert f"{one.role}: mIOU of all {len(one.samples)} radiographs {one.miou:.4f}," in shown
+
+
 def test_the_app_runs_and_its_explorers_respond(voila: str, watched: Watched, screenshots: Path) -> None:
     page = watched.page
     page.goto(voila, timeout=PATIENCE)
@@ -201,14 +214,12 @@ def choose_another(explorer: Locator, choice: Locator) -> None:
     """Goes down a list from its top until something else is shown, for a filter may let all pass; then to the top."""
     top = choice.locator("option").first.inner_text()
     choice.select_option(top)
-    explorer.page.wait_for_timeout(500)
-    before = numbers(explorer)
+    before = settled(explorer, numbers)
     for _ in range(choice.locator("option").count() - 1):
         choice.focus()
         for key in ("Space", "ArrowDown", "Enter"):  # Space opens it: JupyterLab keeps the arrows to itself otherwise
             choice.press(key)
-        explorer.page.wait_for_timeout(500)
-        if numbers(explorer) != before:
+        if settled(explorer, numbers) != before:
             break
     else:
         raise AssertionError(f"the list {choice.inner_text()[:200]!r} changes nothing in: {before}")
@@ -224,10 +235,20 @@ def picture(explorer: Locator) -> str:
     return explorer.locator("img").get_attribute("src") or ""
 
 
+def settled(explorer: Locator, what: Callable[[Locator], str]) -> str:
+    """What is shown, once it has stayed the same for half a second: the picture comes after the numbers."""
+    last, since = what(explorer), time.monotonic()
+    while time.monotonic() - since < 0.5:
+        time.sleep(0.05)
+        if (now := what(explorer)) != last:
+            last, since = now, time.monotonic()
+    return last
+
+
 @contextmanager
 def changing(explorer: Locator, what: Callable[[Locator], str]) -> Iterator[None]:
-    """Waits at its end until what is shown differs from before."""
-    before = what(explorer)
+    """Waits at its end until what is shown differs from before, when all earlier moves had been drawn."""
+    before = settled(explorer, what)
     yield
     until = time.monotonic() + 20
     while what(explorer) == before:

@@ -23,7 +23,7 @@ from tbkd_utils.cases import ORDERS, case_table, chosen_cases
 from tbkd_utils.distillation import distillation_loss
 from tbkd_utils.evaluation import Localization, localization
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.explorer import WIDGET, Explorer, View, in_batch, still
+from tbkd_utils.explorer import WIDGET, Explorer, View, in_batch, slider, still
 from tbkd_utils.explorer_figures import case_figure
 from tbkd_utils.live_boxes import LiveBoxes
 from tbkd_utils.localization import score_rows
@@ -79,17 +79,16 @@ def test_the_threshold_explorer_starts_at_the_recipes_setting(networks) -> None:
     assert picture(explorer).shape == (385, 960, 3)
 
 
-@pytest.mark.parametrize(("control", "values"), [("threshold", (0.05, 0.8, 1.0)), ("min_area", (0.0, 300.0))])
-def test_threshold_and_area_move_boxes_and_the_miou_of_the_whole_set(networks, control, values) -> None:
+@pytest.mark.parametrize(("control", "places"), [("threshold", (4, 80, 99)), ("min_area", (0, 20, -1))])
+def test_threshold_and_area_move_boxes_and_the_miou_of_the_whole_set(networks, control, places) -> None:
     rng = np.random.default_rng(2)  # heatmaps of many regions, which networks at `smoke` do not have
     blobs = [replace(one, maps=rng.random((len(one.samples), 6, 6), dtype=np.float32)) for one in networks]
     explorer = threshold_explorer(*blobs)
     lives = [LiveBoxes(found) for found in blobs]
     seen = [picture(explorer)]
-    for value in values:
-        lines, shown = moves(explorer, control, value)
+    for place in places:
+        lines, shown = moves(explorer, control, explorer.controls[control].options[place][1])
         setting = [explorer.controls[one].value for one in ("threshold", "min_area")]
-        assert setting[("threshold", "min_area").index(control)] == value
         for line, live in zip(lines[1:], lives, strict=True):
             boxes = live.boxes(*setting)
             assert f"radiographs {live.miou(boxes):.4f}, {np.mean([len(one) for one in boxes]):.2f} boxes" in line
@@ -251,8 +250,8 @@ def test_the_spectrum_viewer_smooths_and_marks() -> None:
     for line, (who, found) in zip(numbers(explorer)[1:], spectra.items(), strict=True):
         assert line.startswith(f"{who}: top eigenvalues {found.eigenvalues[0]:.4g}, ")
         assert f"trace {found.trace:.4g} (" in line
-    lines, smooth = moves(explorer, "width", 0.05)
-    assert "(5.00% of the range)" in lines[0]
+    lines, smooth = moves(explorer, "width", explorer.controls["width"].options[-1][1])
+    assert "(10.00% of the range)" in lines[0]
     assert not np.array_equal(first, smooth)
     _, unmarked = moves(explorer, "marked", False)
     assert not np.array_equal(unmarked, smooth)
@@ -298,6 +297,29 @@ def test_a_still_keeps_the_colours_and_is_small(networks) -> None:
         assert abs(pixels - colour).max(axis=2).min() < 40
 
 
+def test_a_slider_keeps_its_start_to_the_last_digit_among_round_numbers() -> None:
+    one = slider("area", 45.2847, np.linspace(0, 100, 11), ".0f")
+    assert one.value == 45.2847
+    assert [label for label, _ in one.options] == [
+        "0",
+        "10",
+        "20",
+        "30",
+        "40",
+        "45",
+        "50",
+        "60",
+        "70",
+        "80",
+        "90",
+        "100",
+    ]
+    again = slider("threshold", 0.5, np.arange(101) / 100)
+    assert again.value == 0.5
+    assert len(again.options) == 101
+    assert slider("area", 19.8, [10.0, 20.0], ".0f").options == (("10", 10.0), ("20", 19.8))
+
+
 def test_text_is_escaped() -> None:
     explorer = Explorer("a", lambda: View(None, ["a < b & <script>"]), {})
     assert numbers(explorer) == ["a < b & <script>"]
@@ -334,10 +356,8 @@ def test_a_move_takes_less_than_a_tenth_of_a_second_on_200_radiographs(real_data
         write_csv(made.run.file("rows.csv"), rows)
         found.append(made)
     explorer, times = threshold_explorer(*found), []
-    moves = [("threshold", value) for value in np.arange(0.2, 0.8, 0.03)]
-    moves += [("min_area", value) for value in np.arange(100.0, 600.0, 25)]
-    for control, value in moves:
+    for control, place in [*(("threshold", i) for i in range(20, 80, 3)), *(("min_area", i) for i in range(20, 40))]:
         began = time.process_time()
-        explorer.controls[control].value = float(value)
+        explorer.controls[control].index = place
         times.append(time.process_time() - began)
     assert np.median(times) < 0.1
