@@ -4,12 +4,12 @@ from typing import Any
 
 # Few radiographs and few products: seconds on a CPU, and wide intervals, which the notebook shows.
 _BRIEF_CURVATURE = {
-    "hessian_samples": 8,
-    "hessian_batch_size": 8,
-    "hessian_top": 4,
+    "hessian_samples": 6,
+    "hessian_batch_size": 6,
+    "hessian_top": 3,
     "hessian_probes": 2,
-    "hessian_steps": 5,
-    "hessian_tolerance": 0.03,
+    "hessian_steps": 4,
+    "hessian_tolerance": 0.1,
     "hessian_sizes": (2, 3, 4, 5, 6),
     "hessian_draws": 3,
     "hessian_size_probes": 2,
