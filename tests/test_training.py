@@ -56,6 +56,11 @@ def test_the_student_learns_from_its_teacher(smoke: Experiment) -> None:
     assert outcome(train_teacher(smoke)) != outcome(train_student(smoke))
 
 
+def test_a_student_of_labels_alone_is_its_teacher(smoke: Experiment) -> None:
+    """At alpha = 1 the same loss, start and batches: the same bits."""
+    assert outcome(train_student(smoke.changed(alpha=1.0))) == outcome(train_teacher(smoke))
+
+
 def test_two_runs_give_the_same_bits(smoke: Experiment, tmp_path: Path) -> None:
     again = small(tmp_path)
     assert outcome(train_student(again)) == outcome(train_student(smoke))
