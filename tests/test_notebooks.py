@@ -181,7 +181,8 @@ def test_tables_are_the_same_when_everything_is_made_again(executed: list[Outcom
     fresh = Experiment.open("smoke", out=tmp_path / "fresh")
     for entry in executed:
         write_with_parameters(entry, fresh, tmp_path)
-    result = nbval(*sorted(tmp_path.glob("*.ipynb")))
+    # Notebook 06 looks at every seed's networks that are at hand: as in the series, after they are trained.
+    result = nbval(*sorted(tmp_path.glob("*.ipynb"), key=lambda path: (path.stem.startswith("06"), path.stem)))
     assert result.returncode == 0, result.stdout[-4000:]
     checked = sum(CHECKED in cell.metadata.get("tags", []) for cell in cells_of(executed))
     assert checked >= 15
