@@ -98,12 +98,13 @@ class Classifier(L.LightningModule):
 
     def _loss(self, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         images, labels = batch
-        logits = self.model(images)  # (b, 2)
         if not self._teacher:
+            logits = self.model(images)  # (b, 2)
             return F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing), logits
-        with torch.inference_mode():
+        with torch.inference_mode():  # first, while no activations of the student fill the memory
             teacher_logits = self._teacher[0](images)  # (b, 2), of the very same augmented batch
         teacher_logits = teacher_logits.clone()  # out of inference mode, or the loss could not keep it
+        logits = self.model(images)  # (b, 2)
         # In float32, also under mixed precision: KL between nearly equal distributions cancels.
         loss = distillation_loss(
             logits.float(), teacher_logits.float(), labels, self.recipe.temperature, self.recipe.alpha
