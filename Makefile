@@ -11,7 +11,7 @@ help:
 	@echo "make reproduce   run the whole series on synthetic radiographs (recipe demo); JOBS=1 for one notebook at a time"
 	@echo "make test        all tests but the browser's; TBKD_DATA=DIR adds those on real radiographs"
 	@echo "make test-browser  the notebooks and the app in a headless Chromium, which has to be installed"
-	@echo "make bench       speed beside what a user would write instead; about 20 minutes, on a quiet machine"
+	@echo "make bench       speed beside what a user would write instead; for a quiet machine"
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make app         the explorers alone, as a web page (Voila)"
 	@echo "make lint        style, types, notebooks;   make format   mends the style"

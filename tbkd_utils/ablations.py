@@ -162,8 +162,8 @@ def difference_sentences(table: pd.DataFrame) -> str:
     """Says in words, as Markdown, which differences stand out against another seed and against other radiographs."""
     lines = []
     for row in table.to_dict("records"):
-        seeds = _verdict(row["seed_low"], row["seed_high"])
-        images = _verdict(row["image_low"], row["image_high"])
+        seeds = interval_verdict(row["seed_low"], row["seed_high"])
+        images = interval_verdict(row["image_low"], row["image_high"])
         lines.append(
             f"- {row['comparison']}: {row['difference']:+.3f}; over {row['seeds']} seeds {row['seed_low']:+.3f} to "
             f"{row['seed_high']:+.3f} ({seeds}); over radiographs {row['image_low']:+.3f} to {row['image_high']:+.3f} "
@@ -178,7 +178,8 @@ def image_scores(found: Sequence[Localization]) -> np.ndarray:
     return pd.concat(columns, axis=1, join="inner").to_numpy(dtype=np.float64)
 
 
-def _verdict(low: float, high: float) -> str:
+def interval_verdict(low: float, high: float) -> str:
+    """Says in words on which side of 0 an interval lies."""
     if low > 0:
         return "higher"
     return "lower" if high < 0 else "no difference shown"

@@ -53,12 +53,17 @@ def probabilities(experiment: Experiment, trained: TrainedClassifier) -> pd.Data
     return pd.read_csv(run.file("rows.csv"))
 
 
-def tb_probabilities(recipe: Recipe, trained: TrainedClassifier, samples: Samples) -> np.ndarray:
-    """Returns the probability of TB of every radiograph, float64 (n,)."""
+def class_logits(recipe: Recipe, trained: TrainedClassifier, samples: Samples) -> torch.Tensor:
+    """Returns the logits of every radiograph, float64 (n, 2), on the CPU."""
     model, size = trained.model(), recipe.eval_batch_size
     with torch.inference_mode():
         batches = [model(samples.images(i, i + size).to(trained.device)) for i in range(0, len(samples), size)]
-    return torch.cat(batches).cpu().double().softmax(dim=1)[:, 1].numpy()
+    return torch.cat(batches).cpu().double()
+
+
+def tb_probabilities(recipe: Recipe, trained: TrainedClassifier, samples: Samples) -> np.ndarray:
+    """Returns the probability of TB of every radiograph, float64 (n,)."""
+    return class_logits(recipe, trained, samples).softmax(dim=1)[:, 1].numpy()
 
 
 def classification(experiment: Experiment, trained: TrainedClassifier) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
+from tbkd_utils.ablations import interval_verdict
 from tbkd_utils.dataset_check import DatasetReport
 from tbkd_utils.evaluation import Localization, localization, probabilities
 from tbkd_utils.experiment import Experiment
@@ -75,12 +76,11 @@ def student_sentences(experiment: Experiment, teacher: TrainedClassifier, studen
     right = [((table["p_tb"] > 0.5) == (table["label"] == 1)).to_numpy() for table in calls]
     difference = right[1].astype(float) - right[0].astype(float)
     low, high = bootstrap_interval(difference, resamples=recipe.resamples, seed=recipe.statistics_seed)
-    verdict = "higher" if low > 0 else "lower" if high < 0 else "no difference shown"
     mious = [localization(experiment, one).miou for one in (teacher, student)]
     return _bullets(
         [
             f"Accuracy: teacher {right[0].mean():.3f}, student {right[1].mean():.3f}; difference "
-            f"{difference.mean():+.3f} ({low:+.3f} to {high:+.3f} over radiographs): {verdict}.",
+            f"{difference.mean():+.3f} ({low:+.3f} to {high:+.3f} over radiographs): {interval_verdict(low, high)}.",
             f"mIOU: teacher {mious[0]:.3f}, student {mious[1]:.3f}. Notebook 5 asks whether that is a difference.",
         ]
     )
@@ -88,7 +88,7 @@ def student_sentences(experiment: Experiment, teacher: TrainedClassifier, studen
 
 def box_sentences(teacher: Localization, student: Localization) -> str:
     """Notebook 4: how coarse the heatmaps are, how many boxes come of them, and what the threshold does."""
-    cells, side = student.maps.shape[1:3], student.samples.pixels.shape[1:3]
+    cells, side = student.maps.shape[1:3], student.samples.size
     cell = side[0] / cells[0] * side[1] / cells[1]
     truth = np.concatenate(student.samples.boxes)
     smaller = float(((truth[:, 2:] - truth[:, :2]).prod(axis=1) < cell).mean())

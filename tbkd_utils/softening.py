@@ -8,6 +8,7 @@ import torch
 
 from tbkd_utils.distillation import DistillationError
 from tbkd_utils.errors import TbkdError
+from tbkd_utils.evaluation import class_logits
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.runs import write_csv
 from tbkd_utils.training import TrainedClassifier
@@ -27,10 +28,7 @@ def logits_of(experiment: Experiment, trained: TrainedClassifier) -> pd.DataFram
     run = experiment.run_at("logits", {"network": trained.run.path.name, "keep": trained.recipe.keep})
     with run.making() as needed:
         if needed:
-            model, size = trained.model(), experiment.recipe.eval_batch_size
-            with torch.inference_mode():
-                batches = [model(samples.images(i, i + size).to(trained.device)) for i in range(0, len(samples), size)]
-            logits = torch.cat(batches).cpu().double().numpy()  # (n, 2)
+            logits = class_logits(experiment.recipe, trained, samples).numpy()  # (n, 2)
             rows = pd.DataFrame({"name": samples.names, "label": samples.labels})
             write_csv(run.file("rows.csv"), rows.assign(no_tb=logits[:, 0], tb=logits[:, 1]))
     return pd.read_csv(run.file("rows.csv"))
