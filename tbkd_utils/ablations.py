@@ -30,7 +30,7 @@ def cell_rows(experiment: Experiment, cells: Sequence[Cell]) -> pd.DataFrame:
     """
     rows = []
     for cell in cells:
-        found = cell.localize(experiment).summary.set_index("metric")
+        found = cell.localize(experiment).scores.set_index("metric")
         score, classes = found.loc["score"], cell.classify(experiment)
         rows.append(
             (cell.arm, cell.value, score["mean"], score["low"], score["high"], found.loc["matched", "mean"],

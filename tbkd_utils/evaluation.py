@@ -113,14 +113,17 @@ class Localization:
         return mean_iou(self.samples.boxes, self.boxes, **_averaging(self.experiment))
 
     @cached_property
-    def summary(self) -> pd.DataFrame:
-        """Every metric with its interval: metric, mean, low, high, n; MaxBoxAccV2 is the last row."""
+    def scores(self) -> pd.DataFrame:
+        """Every metric at the recipe's threshold with its interval: metric, mean, low, high, n."""
         recipe = self.experiment.recipe
-        table = summarize(self.rows, recipe.resamples, recipe.statistics_seed, **_averaging(self.experiment))
-        return pd.concat(
-            [table, max_box_acc_row(self.threshold_rows(all_sizes=True), recipe.resamples, recipe.statistics_seed)],
-            ignore_index=True,
-        )
+        return summarize(self.rows, recipe.resamples, recipe.statistics_seed, **_averaging(self.experiment))
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """`scores`, and MaxBoxAccV2, which looks at every threshold, as the last row."""
+        recipe = self.experiment.recipe
+        best = max_box_acc_row(self.threshold_rows(all_sizes=True), recipe.resamples, recipe.statistics_seed)
+        return pd.concat([self.scores, best], ignore_index=True)
 
     def threshold_rows(self, *, all_sizes: bool = False) -> pd.DataFrame:
         """One row per image and threshold; `all_sizes` keeps boxes below the minimum area too."""
