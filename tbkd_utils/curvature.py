@@ -19,6 +19,7 @@ from tbkd_utils.errors import TbkdError
 from tbkd_utils.evaluation import localization
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.hessian import Spectrum, spectrum
+from tbkd_utils.lanczos import norm
 from tbkd_utils.landscape import filter_normalised_direction, loss_along, loss_rise
 from tbkd_utils.preprocess import normalise, stable_seed
 from tbkd_utils.pyhessian_adapter import PyHessianNumbers, pyhessian_numbers
@@ -196,10 +197,10 @@ def landscape_rows(experiment: Experiment, networks: Sequence[TrainedClassifier]
             if needed:
                 model, batches = trained.model(), hessian_batches(experiment, recipe.hessian_samples)
                 parameters = [p for p in model.parameters() if p.requires_grad]
-                norm = float(torch.linalg.vector_norm(torch.cat([p.detach().flatten() for p in parameters])))
+                length = norm(torch.cat([p.detach().flatten() for p in parameters]))
                 directions = {f"random {i}": filter_normalised_direction(model, i) for i in (1, 2)}
                 directions["top eigenvector"] = (
-                    torch.from_numpy(curvature(experiment, trained).eigenvectors[0].copy()) * norm
+                    torch.from_numpy(curvature(experiment, trained).eigenvectors[0].copy()) * length
                 )
                 rows = [
                     (trained.role, name, float(step), float(value))

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tbkd_utils.lanczos import norm
 from tbkd_utils.objective import Batches, HessianError, Loss, Objective
 from tbkd_utils.untouched import left_as_found
 
@@ -109,9 +110,10 @@ def _residuals(objective: Objective, values: list[float], vectors: list[list[Ten
     if not values:
         return np.empty(0)
     rows = torch.stack([torch.cat([part.reshape(-1) for part in vector]) for vector in vectors])
-    rows /= rows.norm(dim=1, keepdim=True)
+    for row in rows:
+        row /= norm(row)
     off = objective.products(rows) - torch.tensor(values).to(rows)[:, None] * rows
-    return np.array([float(row.norm()) for row in off]) / np.maximum(np.abs(values), np.finfo(float).tiny)
+    return np.array([norm(row) for row in off]) / np.maximum(np.abs(values), np.finfo(float).tiny)
 
 
 def _counted(base: type) -> Any:

@@ -119,7 +119,7 @@ class SpectralSearch:
         lanczos.rotate(images, turn[:, order])
         self.values = values[order]
         images[: self.k] -= torch.as_tensor(self.values).to(vectors)[:, None] * vectors[: self.k]
-        norms = np.array([float(row.norm()) for row in images[: self.k]])
+        norms = np.array([lanczos.norm(row) for row in images[: self.k]])
         scale = self._scale(self.values)
         self.residuals = np.divide(norms, scale, out=np.zeros_like(norms), where=scale > 0)
         # Rounding makes it about 1e-6; a wrong or random second derivative makes it of order one.

@@ -106,3 +106,28 @@ def test_rotation_and_gram_over_more_than_one_chunk(monkeypatch):
     np.testing.assert_allclose(lanczos.gram(buffer, buffer[:2]), rows @ rows[:2].T)
     lanczos.rotate(buffer, turn)
     np.testing.assert_allclose(buffer[:3], turn.T @ rows)
+
+
+def test_sums_over_millions_of_numbers_keep_their_digits_in_float32():
+    """A plain float32 dot product of this length is wrong in the fourth digit."""
+    rows = torch.rand(2, 6_000_000, generator=torch.Generator().manual_seed(0)) + 0.5
+    exact = rows.double() @ rows[0].double()
+    np.testing.assert_allclose(lanczos.inner(rows, rows[0]).numpy(), exact.numpy(), rtol=1e-6)
+    assert lanczos.norm(rows[0]) == pytest.approx(float(exact[0]) ** 0.5, rel=1e-6)
+
+
+def test_a_long_float32_eigenvector_has_the_residual_that_the_recurrence_tells():
+    """As many unknowns as a small network has; with norms in float32 the residuals end near 1e-3, not 1e-6."""
+    size, values = 3_000_000, torch.tensor([100.0, 30.0, -10.0, 3.0])
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(size, len(values), generator=generator, dtype=torch.float64))[0].T.float()
+
+    def apply(vector: torch.Tensor) -> torch.Tensor:
+        return (values * lanczos.inner(basis, vector).float()) @ basis
+
+    buffer = torch.empty(8, size)
+    start = lanczos.random_unit(buffer[:0], generator)
+    found = lanczos.eigenpairs(apply, buffer, 0, start, 3, lambda v: 1e-4 * np.abs(v), generator, 100)
+    np.testing.assert_allclose(found.values, values[:3].numpy(), rtol=1e-5)
+    for value, vector in zip(found.values, buffer, strict=False):
+        assert lanczos.norm(apply(vector) - float(value) * vector) < 1e-4 * abs(value)
