@@ -4,10 +4,10 @@ The loss is cross-entropy for teacher and student alike, over a fixed, seeded, c
 set without augmentation: the paper does not say what it used, and a small sample moves the top eigenvalue widely.
 """
 
-import dataclasses
-import json
 import warnings
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,16 +18,17 @@ from torch import Tensor
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.evaluation import localization
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.hessian import Spectrum, spectrum
+from tbkd_utils.hessian import ConvergenceWarning, Spectrum, spectrum
+from tbkd_utils.kept import kept_result, kept_rows
 from tbkd_utils.lanczos import norm
 from tbkd_utils.landscape import filter_normalised_direction, loss_along, loss_rise
 from tbkd_utils.preprocess import normalise, stable_seed
 from tbkd_utils.pyhessian_adapter import PyHessianNumbers, pyhessian_numbers
-from tbkd_utils.runs import Run, read_tensors, write_csv, write_json, write_tensors
 from tbkd_utils.training import TrainedClassifier
 
 Batches = list[tuple[Tensor, Tensor]]
-_ARRAYS = ("eigenvalues", "residuals", "converged", "eigenvectors", "density_nodes", "density_weights")
+METHOD = 2
+"""Of our own numbers: counted up when the same settings give other ones than before, so that all are computed again."""
 
 
 class CurvatureError(TbkdError, ValueError):
@@ -86,76 +87,25 @@ def curvature(experiment: Experiment, trained: TrainedClassifier) -> Spectrum:
     )
 
 
-def _spectrum(
-    experiment: Experiment, trained: TrainedClassifier, count: int, draw: int, top: int, probes: int, steps: int
-) -> Spectrum:
-    recipe = experiment.recipe
-    how = {"count": count, "draw": draw, "top": top, "probes": probes, "steps": steps}
-    run = experiment.run_at(
-        "spectrum", how | {"network": trained.run.path.name, "keep": recipe.keep, "tolerance": recipe.hessian_tolerance}
-    )
-    with run.making() as needed:
-        if needed:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what did not converge is in the tables, value by value
-                found = spectrum(
-                    trained.model(),
-                    F.cross_entropy,
-                    hessian_batches(experiment, count, draw),
-                    top=top,
-                    probes=probes,
-                    steps=steps,
-                    tolerance=recipe.hessian_tolerance,
-                    seed=recipe.statistics_seed,
-                )
-            _write(run, found)
-    return _read(run)
-
-
-def _write(run: Run, found: Spectrum) -> None:
-    arrays = {name: torch.from_numpy(np.ascontiguousarray(getattr(found, name))) for name in _ARRAYS}
-    write_tensors(run.file("arrays.safetensors"), arrays)
-    plain = {f.name: getattr(found, f.name) for f in dataclasses.fields(found) if f.name not in _ARRAYS}
-    write_json(run.file("numbers.json"), plain)
-
-
-def _read(run: Run) -> Spectrum:
-    numbers = json.loads(run.file("numbers.json").read_text())
-    numbers["trace_interval"] = tuple(numbers["trace_interval"])
-    for name, tensor in read_tensors(run.file("arrays.safetensors")).items():
-        numbers[name] = tensor.numpy()
-    return Spectrum(**numbers)
-
-
 def pyhessian(experiment: Experiment, trained: TrainedClassifier) -> PyHessianNumbers:
     """Returns PyHessian 0.1's own eigenvalues and trace on the recipe's sample, at its released defaults."""
     recipe = experiment.recipe
-    settings = {"network": trained.run.path.name, "keep": recipe.keep} | {
-        "count": recipe.hessian_samples, "top": recipe.hessian_top, "iterations": recipe.pyhessian_iterations
-    }  # fmt: skip
-    run = experiment.run_at("pyhessian", settings)
-    arrays = ("eigenvalues", "residuals", "trace_samples", "density_nodes", "density_weights")
-    with run.making() as needed:
-        if needed:
-            found = pyhessian_numbers(
-                trained.model(),
-                F.cross_entropy,
-                hessian_batches(experiment, recipe.hessian_samples),
-                top=recipe.hessian_top,
-                max_iterations=recipe.pyhessian_iterations,
-                density_steps=min(recipe.pyhessian_iterations, 100),
-                seed=recipe.statistics_seed,
-            )
-            write_tensors(
-                run.file("arrays.safetensors"),
-                {name: torch.from_numpy(np.ascontiguousarray(getattr(found, name))) for name in arrays},
-            )
-            fields = [f.name for f in dataclasses.fields(found) if f.name not in arrays]
-            write_json(run.file("numbers.json"), {name: getattr(found, name) for name in fields})
-    stored = json.loads(run.file("numbers.json").read_text())
-    for name, tensor in read_tensors(run.file("arrays.safetensors")).items():
-        stored[name] = tensor.numpy()
-    return PyHessianNumbers(**stored)
+    count, top, iterations = recipe.hessian_samples, recipe.hessian_top, recipe.pyhessian_iterations
+
+    def compute() -> PyHessianNumbers:
+        return pyhessian_numbers(
+            trained.model(),
+            F.cross_entropy,
+            hessian_batches(experiment, count),
+            top=top,
+            max_iterations=iterations,
+            density_steps=min(iterations, 100),
+            seed=recipe.statistics_seed,
+        )
+
+    settings = {"network": trained.run.path.name, "keep": trained.recipe.keep}
+    settings |= {"count": count, "top": top, "iterations": iterations}
+    return kept_result(experiment.run_at("pyhessian", settings), PyHessianNumbers, compute)
 
 
 def size_rows(experiment: Experiment, networks: Sequence[TrainedClassifier]) -> pd.DataFrame:
@@ -186,32 +136,26 @@ def landscape_rows(experiment: Experiment, networks: Sequence[TrainedClassifier]
     Returns:
         One row per network, direction and step: network, direction, step, loss.
     """
-    recipe, tables = experiment.recipe, []
-    steps = np.linspace(-recipe.landscape_reach, recipe.landscape_reach, recipe.landscape_points)
+    tables = []
     for trained in networks:
-        run = experiment.run_at(
-            "landscape",
-            recipe.part("curvature") | {"network": trained.run.path.name, "keep": recipe.keep},
-        )
-        with run.making() as needed:
-            if needed:
-                model, batches = trained.model(), hessian_batches(experiment, recipe.hessian_samples)
-                parameters = [p for p in model.parameters() if p.requires_grad]
-                length = norm(torch.cat([p.detach().flatten() for p in parameters]))
-                directions = {f"random {i}": filter_normalised_direction(model, i) for i in (1, 2)}
-                directions["top eigenvector"] = (
-                    torch.from_numpy(curvature(experiment, trained).eigenvectors[0].copy()) * length
-                )
-                rows = [
-                    (trained.role, name, float(step), float(value))
-                    for name, direction in directions.items()
-                    for step, value in zip(
-                        steps, loss_along(model, F.cross_entropy, batches, direction, steps), strict=True
-                    )
-                ]
-                write_csv(run.file("rows.csv"), pd.DataFrame(rows, columns=["network", "direction", "step", "loss"]))
-        tables.append(pd.read_csv(run.file("rows.csv")))
+        run = experiment.run_at("landscape", experiment.recipe.part("curvature") | _made_from(trained))
+        tables.append(kept_rows(run, partial(_landscape, experiment, trained)))
     return pd.concat(tables, ignore_index=True)
+
+
+def _landscape(experiment: Experiment, trained: TrainedClassifier) -> pd.DataFrame:
+    recipe, model = experiment.recipe, trained.model()
+    batches = hessian_batches(experiment, recipe.hessian_samples)
+    steps = np.linspace(-recipe.landscape_reach, recipe.landscape_reach, recipe.landscape_points)
+    length = norm(torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]))
+    directions = {f"random {i}": filter_normalised_direction(model, i) for i in (1, 2)}
+    directions["top eigenvector"] = torch.from_numpy(curvature(experiment, trained).eigenvectors[0].copy()) * length
+    rows = [
+        (trained.role, name, float(step), float(value))
+        for name, direction in directions.items()
+        for step, value in zip(steps, loss_along(model, F.cross_entropy, batches, direction, steps), strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["network", "direction", "step", "loss"])
 
 
 def rise_table(experiment: Experiment, networks: Sequence[TrainedClassifier]) -> pd.DataFrame:
@@ -222,24 +166,24 @@ def rise_table(experiment: Experiment, networks: Sequence[TrainedClassifier]) ->
     """
     recipe, rows = experiment.recipe, []
     for trained in networks:
-        run = experiment.run_at(
-            "rise", recipe.part("curvature") | {"network": trained.run.path.name, "keep": recipe.keep}
-        )
-        with run.making() as needed:
-            if needed:
-                found = loss_rise(
-                    trained.model(),
-                    F.cross_entropy,
-                    hessian_batches(experiment, recipe.hessian_samples),
-                    radius=recipe.landscape_radius,
-                    draws=recipe.landscape_draws,
-                    seed=recipe.statistics_seed,
-                )
-                write_csv(run.file("draws.csv"), pd.DataFrame({"rise": found.rises, "loss": found.loss}))
-        draws = pd.read_csv(run.file("draws.csv"))
+        run = experiment.run_at("rise", recipe.part("curvature") | _made_from(trained))
+        draws = kept_rows(run, partial(_rise, experiment, trained))
         stderr = draws["rise"].std(ddof=1) / len(draws) ** 0.5
         rows.append((trained.role, recipe.landscape_radius, draws["loss"][0], draws["rise"].mean(), stderr, len(draws)))
     return pd.DataFrame(rows, columns=["network", "radius", "loss", "rise", "stderr", "draws"])
+
+
+def _rise(experiment: Experiment, trained: TrainedClassifier) -> pd.DataFrame:
+    recipe = experiment.recipe
+    found = loss_rise(
+        trained.model(),
+        F.cross_entropy,
+        hessian_batches(experiment, recipe.hessian_samples),
+        radius=recipe.landscape_radius,
+        draws=recipe.landscape_draws,
+        seed=recipe.statistics_seed,
+    )
+    return pd.DataFrame({"rise": found.rises, "loss": found.loss})
 
 
 def networks_at_hand(experiment: Experiment) -> list[TrainedClassifier]:
@@ -273,3 +217,30 @@ def flatness_rows(experiment: Experiment) -> pd.DataFrame:
 def _size_spectrum(experiment: Experiment, trained: TrainedClassifier, size: int, draw: int) -> Spectrum:
     """The largest eigenvalue and the trace on one sample of the size study."""
     return _spectrum(experiment, trained, size, draw, 1, experiment.recipe.hessian_size_probes, 1)
+
+
+def _spectrum(
+    experiment: Experiment, trained: TrainedClassifier, count: int, draw: int, top: int, probes: int, steps: int
+) -> Spectrum:
+    tolerance = experiment.recipe.hessian_tolerance
+
+    def compute() -> Spectrum:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the tables say it, value by value
+            return spectrum(
+                trained.model(),
+                F.cross_entropy,
+                hessian_batches(experiment, count, draw),
+                top=top,
+                probes=probes,
+                steps=steps,
+                tolerance=tolerance,
+                seed=experiment.recipe.statistics_seed,
+            )
+
+    how = {"count": count, "draw": draw, "top": top, "probes": probes, "steps": steps, "tolerance": tolerance}
+    return kept_result(experiment.run_at("spectrum", how | _made_from(trained)), Spectrum, compute)
+
+
+def _made_from(trained: TrainedClassifier) -> dict[str, Any]:
+    return {"network": trained.run.path.name, "keep": trained.recipe.keep, "method": METHOD}
