@@ -133,17 +133,8 @@ def pointing_hit(heatmap: ArrayLike, gt: ArrayLike, *, tolerance: float = 0.0) -
         ScoreError: The map is not (H, W) or not finite, no ground truth, or a negative tolerance.
         BoxError: Boxes that break the convention or do not lie in the heatmap.
     """
-    if not tolerance >= 0:
-        raise ScoreError(f"tolerance must be 0 or more pixels; got {tolerance}")
-    heat, truth = _one_map(heatmap, gt)
-    peaks = np.argwhere(heat == heat.max()).astype(np.float64)  # (k, 2): row, column
-    if len(peaks) == heat.size:
-        return False
-    away = ((peaks - peaks.mean(axis=0)) ** 2).sum(axis=1)
-    y, x = peaks[np.argmin(away)] + 0.5
-    dx = np.maximum(np.maximum(truth[:, 0] - x, x - truth[:, 2]), 0)
-    dy = np.maximum(np.maximum(truth[:, 1] - y, y - truth[:, 3]), 0)
-    return bool((np.hypot(dx, dy) <= tolerance).any())
+    _check_tolerance(tolerance)
+    return _hits(*_one_map(heatmap, gt), tolerance)
 
 
 def energy_inside(heatmap: ArrayLike, gt: ArrayLike) -> float:
@@ -163,21 +154,7 @@ def energy_inside(heatmap: ArrayLike, gt: ArrayLike) -> float:
         ScoreError: The map is not (H, W) or not finite, or no ground truth.
         BoxError: Boxes that break the convention or do not lie in the heatmap.
     """
-    heat, truth = _one_map(heatmap, gt)
-    top = float(heat.max())
-    if top <= 0:
-        return 0.0
-    energy = np.maximum(heat, 0) / top  # scaled, so that sums neither overflow nor vanish
-    # Cut the image along every box edge; each cell of that grid is wholly inside or outside the union.
-    xs, ys = np.unique(truth[:, [0, 2]]), np.unique(truth[:, [1, 3]])
-    inside = (
-        (truth[:, 1, None, None] <= ys[:-1, None])
-        & (ys[1:, None] <= truth[:, 3, None, None])
-        & (truth[:, 0, None, None] <= xs[:-1])
-        & (xs[1:] <= truth[:, 2, None, None])
-    ).any(axis=0)  # (rows, columns) of cells
-    cells = _overlap(ys, heat.shape[0]) @ energy @ _overlap(xs, heat.shape[1]).T  # energy in each cell
-    return min(float(cells[inside].sum() / energy.sum()), 1.0)
+    return _energy(*_one_map(heatmap, gt))
 
 
 def threshold_rows(
@@ -321,6 +298,7 @@ def score_rows(
         BoxError: As `threshold_rows`.
         ScoreError: As `threshold_rows`, or a negative tolerance.
     """
+    _check_tolerance(tolerance)
     maps, truths = _all_maps(names, heatmaps, gt_list)
     rows = []
     for name, heat, gt in zip(names, maps, truths, strict=True):
@@ -335,10 +313,7 @@ def score_rows(
             "best_iou": best,
         }
         row |= {f"hit_{round(100 * delta)}": int(best >= delta) for delta in DELTAS}
-        row |= {
-            "pointing": int(pointing_hit(heat, gt, tolerance=tolerance)),
-            "energy": energy_inside(heat, gt),
-        }
+        row |= {"pointing": int(_hits(heat, gt, tolerance)), "energy": _energy(heat, gt)}
         rows.append(row | {"boxes": boxes_to_json(pred), "gt_boxes": boxes_to_json(gt)})
     return pd.DataFrame(rows)
 
@@ -428,6 +403,45 @@ def _scores(gt: Boxes, pred: Boxes) -> tuple[float, float, float]:
     kept = np.sort(iou, axis=None)[-len(gt) :]
     matched = float(iou[linear_sum_assignment(iou, maximize=True)].sum()) / len(gt)
     return float(kept.mean()), matched, float(kept[-1])
+
+
+def _hits(heat: NDArray[Any], truth: NDArray[Any], tolerance: float) -> bool:
+    """`pointing_hit` of a checked map and boxes."""
+    brightest = np.flatnonzero(heat.ravel() == heat.max())
+    if len(brightest) == heat.size:
+        return False
+    peaks = np.stack(np.divmod(brightest, heat.shape[1]), axis=1).astype(np.float64)  # (k, 2): row, column
+    away = ((peaks - peaks.mean(axis=0)) ** 2).sum(axis=1)
+    y, x = peaks[np.argmin(away)] + 0.5
+    dx = np.maximum(np.maximum(truth[:, 0] - x, x - truth[:, 2]), 0)
+    dy = np.maximum(np.maximum(truth[:, 1] - y, y - truth[:, 3]), 0)
+    return bool((np.hypot(dx, dy) <= tolerance).any())
+
+
+def _energy(heat: NDArray[Any], truth: NDArray[Any]) -> float:
+    """`energy_inside` of a checked map and boxes."""
+    top = float(heat.max())
+    if top <= 0:
+        return 0.0
+    energy = heat.astype(np.float64)
+    if heat.min() < 0:
+        np.maximum(energy, 0, out=energy)
+    energy /= top  # so that sums neither overflow nor vanish
+    # Cut the image along every box edge; each cell of that grid is wholly inside or outside the union.
+    xs, ys = np.unique(truth[:, [0, 2]]), np.unique(truth[:, [1, 3]])
+    inside = (
+        (truth[:, 1, None, None] <= ys[:-1, None])
+        & (ys[1:, None] <= truth[:, 3, None, None])
+        & (truth[:, 0, None, None] <= xs[:-1])
+        & (xs[1:] <= truth[:, 2, None, None])
+    ).any(axis=0)  # (rows, columns) of cells
+    cells = _overlap(ys, heat.shape[0]) @ energy @ _overlap(xs, heat.shape[1]).T  # energy in each cell
+    return min(float(cells[inside].sum() / energy.sum()), 1.0)
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not tolerance >= 0:
+        raise ScoreError(f"tolerance must be 0 or more pixels; got {tolerance}")
 
 
 def _overlap(edges: NDArray[np.float64], size: int) -> NDArray[np.float64]:
