@@ -14,6 +14,7 @@ from tbkd_utils.classification import classification_rows, classification_summar
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.gradcam import class_activation_maps, upsample
+from tbkd_utils.kept import kept_rows
 from tbkd_utils.localization import (
     DELTAS,
     energy_inside,
@@ -44,13 +45,12 @@ def probabilities(experiment: Experiment, trained: TrainedClassifier) -> pd.Data
         RunError: If the run folder cannot be written.
     """
     samples = experiment.test
-    run = experiment.run_at("probabilities", _made_from(experiment, trained))
-    with run.making() as needed:
-        if needed:
-            p_tb = tb_probabilities(experiment.recipe, trained, samples)
-            rows = classification_rows(samples.names, p_tb, samples.labels, samples.sources)
-            write_csv(run.file("rows.csv"), rows)
-    return pd.read_csv(run.file("rows.csv"))
+
+    def compute() -> pd.DataFrame:
+        p_tb = tb_probabilities(experiment.recipe, trained, samples)
+        return classification_rows(samples.names, p_tb, samples.labels, samples.sources)
+
+    return kept_rows(experiment.run_at("probabilities", _made_from(experiment, trained)), compute)
 
 
 def class_logits(recipe: Recipe, trained: TrainedClassifier, samples: Samples) -> torch.Tensor:
@@ -176,7 +176,12 @@ def activation_maps(recipe: Recipe, trained: TrainedClassifier, samples: Samples
     batches = (samples.images(i, i + step).to(device) for i in range(0, len(samples), step))
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.cam_precision == "bfloat16"):
         return class_activation_maps(
-            trained.model(), batches, layer=recipe.cam_layer, relu=recipe.cam_relu, method=recipe.cam_method
+            trained.model(),
+            batches,
+            layer=recipe.cam_layer,
+            relu=recipe.cam_relu,
+            method=recipe.cam_method,
+            compiled=recipe.cam_compile,
         )
 
 

@@ -1,7 +1,7 @@
 """Grad-CAM heatmaps (Selvaraju et al. 2017; paper section 3.3): in closed form where there is one, else by captum."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from captum.attr import LayerGradCam
 from torch import nn
 
 from tbkd_utils.backbones import last_stage
+from tbkd_utils.compiled import Compiled
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.pooled_head import PooledHead, pooled_head
 
@@ -27,6 +28,7 @@ def class_activation_maps(
     relu: bool = True,
     batch_size: int = 32,
     method: str = "auto",
+    compiled: bool = False,
 ) -> np.ndarray:
     """Returns Grad-CAM maps at the resolution of the layer.
 
@@ -43,13 +45,15 @@ def class_activation_maps(
         relu: Whether negative values become 0. Captum's own default is not to; the paper's reference does.
         batch_size: Images at a time, of a tensor; it does not change the result.
         method: `auto` for the closed form where there is one; `captum` for captum everywhere, as in the paper.
+        compiled: Whether the closed form runs through `torch.compile`: nearly twice as fast after a minute's compiling,
+            the same to rounding. It needs a C++ compiler.
 
     Returns:
         float32 (n, h, w), for a 224-pixel image and a ResNet 7x7.
 
     Raises:
-        HeatmapError: If the images have another shape or type, the layer does not exist or gives no maps, or the
-            class does not exist.
+        HeatmapError: If the images have another shape or type, the layer does not exist or gives no maps, the class
+            does not exist, or the network cannot be compiled.
     """
     if target < 0:
         raise HeatmapError(f"Class {target} cannot be explained: expected 0 or more.")
@@ -58,16 +62,14 @@ def class_activation_maps(
         head = pooled_head(model, chosen) if method == "auto" else None
         if head is not None and target >= head.linear.out_features:
             raise HeatmapError(f"Class {target} cannot be explained: the network has {head.linear.out_features}.")
+        closed = None if head is None else closed_form(head, target, compiled=compiled)
         maps = []
         for batch in images.split(batch_size) if isinstance(images, torch.Tensor) else images:  # (b, 3, H, W)
             if batch.ndim != 4 or batch.shape[1] != 3 or len(batch) == 0 or not batch.is_floating_point():
                 raise HeatmapError(
                     f"Expected float images (n, 3, H, W), n > 0; got {batch.dtype} {tuple(batch.shape)}."
                 )
-            if head is not None:
-                found = _closed(model, batch, target, chosen, head)
-            else:
-                found = _by_captum(model, batch, target, chosen)
+            found = closed(batch) if closed is not None else _by_captum(model, batch, target, chosen)
             if found.ndim != 3:
                 raise HeatmapError(
                     f"The layer {layer!r} gives no maps (n, channels, h, w): choose a convolutional one."
@@ -76,6 +78,27 @@ def class_activation_maps(
     if not maps:
         raise HeatmapError("Expected at least one batch of images; got none.")
     return torch.cat(maps).numpy()
+
+
+def closed_form(head: PooledHead, target: int, *, compiled: bool = False) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Returns the way from images to Grad-CAM maps by a forward pass alone.
+
+    Args:
+        head: Of the network, from `pooled_head`.
+        target: The class that is explained.
+        compiled: Whether to compile it at the first batch. The weights are taken as they are then.
+
+    Returns:
+        A function, (b, 3, H, W) to (b, h, w), before the ReLU.
+    """
+    if compiled:
+        return Compiled(head, target)
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return head.maps(head.trunk(images), target)
+
+    return run
 
 
 def channel_contributions(
@@ -134,22 +157,6 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _closed(model: nn.Module, batch: torch.Tensor, target: int, layer: nn.Module, head: PooledHead) -> torch.Tensor:
-    """One batch by a forward pass alone: (b, h, w)."""
-    kept: list[torch.Tensor] = []
-
-    def keep(module: nn.Module, given: tuple, output: torch.Tensor) -> None:
-        kept.append(head.maps(output, target))  # at once: an in-place ReLU may follow
-
-    hook = layer.register_forward_hook(keep)
-    try:
-        with torch.inference_mode():
-            model(batch)
-    finally:
-        hook.remove()
-    return kept[0]
-
-
 def _by_captum(model: nn.Module, batch: torch.Tensor, target: int, layer: nn.Module) -> torch.Tensor:
     """One batch by a forward and a backward pass: (b, h, w)."""
     try:
@@ -170,7 +177,9 @@ def upsample(maps: np.ndarray, size: tuple[int, int], mode: str = "bilinear") ->
     tensor = torch.from_numpy(np.array(maps, dtype=np.float32)).unsqueeze(1)  # (n, 1, h, w)
     options = {"align_corners": False} if mode == "bilinear" else {}
     large = F.interpolate(tensor, size=size, mode=mode, **options)  # (n, 1, H, W)
-    return large.clamp(tensor.amin(dim=(2, 3), keepdim=True), tensor.amax(dim=(2, 3), keepdim=True)).squeeze(1).numpy()
+    torch.maximum(large, tensor.amin(dim=(2, 3), keepdim=True), out=large)
+    torch.minimum(large, tensor.amax(dim=(2, 3), keepdim=True), out=large)
+    return large.squeeze(1).numpy()
 
 
 def heatmaps(

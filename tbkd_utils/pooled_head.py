@@ -1,4 +1,6 @@
-"""Finds out, from the network's graph, whether a layer is followed by average pooling and one linear layer alone.
+"""Grad-CAM without a backward pass, where a layer is followed by average pooling and one linear layer alone.
+
+The network's graph says whether it is.
 
 Then Grad-CAM has a closed form. With `logit_t = sum_c W[t, c] * mean over positions of A_c + b_t`, the gradient of the
 logit with respect to A_c is `W[t, c] / (h w)` at every position, so the weight of channel c is known before any image
@@ -23,10 +25,12 @@ class PooledHead:
     Attributes:
         linear: The last layer, (channels) -> (classes).
         rectified: Whether a ReLU stands between the layer and the pooling (DenseNet).
+        trunk: The network up to the layer, (b, 3, H, W) -> (b, channels, h, w); it shares the network's weights.
     """
 
     linear: nn.Linear
     rectified: bool
+    trunk: fx.GraphModule
 
     def maps(self, activations: torch.Tensor, target: int) -> torch.Tensor:
         """Returns Grad-CAM before its ReLU, float32 (b, h, w), from the layer's output (b, channels, h, w)."""
@@ -72,7 +76,17 @@ def pooled_head(model: nn.Module, layer: nn.Module) -> PooledHead | None:
     rectified = bool(steps) and steps[0] == "relu"
     if len(steps) != 2 + rectified or steps[-2] != "pool" or not isinstance(steps[-1], nn.Linear):
         return None
-    return PooledHead(steps[-1], rectified)
+    return PooledHead(steps[-1], rectified, _trunk(model, graph, starts[0]))
+
+
+def _trunk(model: nn.Module, graph: fx.Graph, layer: fx.Node) -> fx.GraphModule:
+    """The network that ends at a node; changes the graph."""
+    for node in reversed(list(graph.nodes)):
+        if node is layer:
+            break
+        graph.erase_node(node)
+    graph.output(layer)
+    return fx.GraphModule(model, graph)
 
 
 def _chain(model: nn.Module, start: fx.Node) -> list[str | nn.Linear] | None:

@@ -135,6 +135,7 @@ class Recipe:
     cam_precision: str = _setting(
         "float32", "heatmaps", "arithmetic of the forward pass", choices=("float32", "bfloat16")
     )
+    cam_compile: bool = _setting(False, "heatmaps", "compile the forward pass first: pays for thousands of radiographs")
     cam_upsampling: str = _setting("bilinear", "scores", "from the layer to pixels", choices=("bilinear", "nearest"))
     scored_images: str = _setting(
         "boxed",

@@ -55,7 +55,7 @@ LEFT_OPEN = {  # what the paper leaves open -> the settings of the recipe that d
     "teacher during distillation": ("teacher_mode",),
     "Grad-CAM layer": ("cam_layer",),
     "Grad-CAM sign": ("cam_relu",),
-    "Grad-CAM arithmetic": ("cam_method", "cam_precision"),
+    "Grad-CAM arithmetic": ("cam_method", "cam_precision", "cam_compile"),
     "Grad-CAM upsampling": ("cam_upsampling",),
     "which images are scored": ("scored_images",),
     "normalisation": ("normalisation",),

@@ -1,13 +1,18 @@
 """The closed form of Grad-CAM: found where the graph proves it, equal to captum there, and nowhere else."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
+import torch._inductor.utils
 import torch.nn.functional as F
 import torchvision
 from torch import nn
 
 from tbkd_utils.backbones import build_classifier, last_stage
+from tbkd_utils.compiled import CompileError
 from tbkd_utils.gradcam import HeatmapError, class_activation_maps
 from tbkd_utils.pooled_head import pooled_head
 
@@ -151,3 +156,21 @@ def test_batches_one_at_a_time_are_the_same_maps() -> None:
     np.testing.assert_array_equal(class_activation_maps(model, iter(images.split(2))), whole)
     with pytest.raises(HeatmapError, match="at least one batch"):
         class_activation_maps(model, [])
+
+
+@pytest.mark.slow
+def test_compiled_it_is_the_same_to_rounding_whatever_the_last_batch() -> None:
+    model, images = named("resnet18"), pictures(5)
+    plain = class_activation_maps(model, images, 1, relu=False, batch_size=2)
+    if shutil.which("g++") is None:
+        with pytest.raises(CompileError, match="C\\+\\+ compiler"):
+            class_activation_maps(model, images, 1, relu=False, batch_size=2, compiled=True)
+        return
+    close(class_activation_maps(model, images, 1, relu=False, batch_size=2, compiled=True), plain)
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    with torch._inductor.utils.fresh_inductor_cache(), pytest.raises(CompileError, match="cam_compile"):
+        class_activation_maps(named("resnet18"), pictures(2), compiled=True)
