@@ -103,7 +103,7 @@ def pyhessian(experiment: Experiment, trained: TrainedClassifier) -> PyHessianNu
             seed=recipe.statistics_seed,
         )
 
-    settings = {"network": trained.run.path.name, "keep": trained.recipe.keep}
+    settings: dict[str, Any] = {"network": trained.run.path.name, "keep": trained.recipe.keep}
     settings |= {"count": count, "top": top, "iterations": iterations}
     return kept_result(experiment.run_at("pyhessian", settings), PyHessianNumbers, compute)
 
