@@ -1,6 +1,5 @@
 """What a trained network says of the test set: rows per image, then summaries, each kept in a run folder."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -15,19 +14,11 @@ from tbkd_utils.errors import TbkdError
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.gradcam import class_activation_maps, upsample
 from tbkd_utils.kept import kept_rows
-from tbkd_utils.localization import (
-    DELTAS,
-    energy_inside,
-    mean_iou,
-    score_rows,
-    summarize,
-    threshold_rows,
-)
+from tbkd_utils.localization import mean_iou
+from tbkd_utils.localization_tables import max_box_acc_row, score_rows, summarize, threshold_rows
 from tbkd_utils.recipe import Recipe
 from tbkd_utils.runs import Run, read_tensors, write_csv, write_tensors
 from tbkd_utils.samples import Samples
-from tbkd_utils.statistics import bootstrap_interval, bootstrap_metric
-from tbkd_utils.synthetic import read_synthetic_tokens
 from tbkd_utils.training import TrainedClassifier
 
 THRESHOLDS = np.round(np.arange(0.02, 1.0, 0.02), 2)
@@ -201,66 +192,6 @@ def paired_rows(teacher: Localization, student: Localization) -> pd.DataFrame:
             "scored_images to 'boxed'."
         )
     return pairs
-
-
-def max_box_acc_row(rows: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Returns MaxBoxAccV2 (Choe et al. 2020) from one row per image and threshold, in the form of a summary's row.
-
-    Per IoU level the best threshold's share of hit images, then the mean over levels. The threshold is chosen on the
-    scored images, so the number is optimistic, for every network alike; each bootstrap resample chooses it anew.
-    """
-    best = rows.pivot(index="name", columns="threshold", values="best_iou").to_numpy()  # (images, thresholds)
-    hits = np.stack([best >= delta for delta in DELTAS], axis=1).astype(np.float32)  # (images, levels, thresholds)
-
-    def metric(index: np.ndarray) -> dict[str, float]:
-        return {"value": float(hits[index].mean(axis=0, dtype=np.float64).max(axis=1).mean())}
-
-    value = metric(np.arange(len(hits)))["value"]
-    low, high = bootstrap_metric(metric, np.zeros(len(hits)), resamples=resamples, seed=seed)["value"]
-    return pd.DataFrame([{"metric": "max_box_acc_v2", "mean": value, "low": low, "high": high, "n": len(best)}])
-
-
-def token_energy(found: Localization, tokens: Mapping[str, np.ndarray | None]) -> pd.DataFrame:
-    """Measures the known shortcut: the share of heatmap energy on the corner token of a synthetic radiograph.
-
-    Args:
-        found: Heatmaps of one network.
-        tokens: Name of a radiograph to its token's box (xyxy, stored pixels) or None, from `read_synthetic_tokens`.
-
-    Returns:
-        One row per scored radiograph that shows a token inside the crop: name, energy (0 to 1), token_area (share of
-        the crop).
-    """
-    rows = []
-    side = float(np.prod(found.samples.size))
-    for name, heatmap, geometry in zip(found.samples.names, found.heatmaps, found.samples.geometries, strict=True):
-        token = tokens.get(name)
-        box = geometry.boxes(token[None]) if token is not None else np.empty((0, 4), np.float32)
-        if len(box):
-            share = float((box[:, 2:] - box[:, :2]).prod(axis=1).sum()) / side
-            rows.append({"name": name, "energy": energy_inside(heatmap, box), "token_area": share})
-    return pd.DataFrame(rows, columns=["name", "energy", "token_area"])
-
-
-def shortcut_table(experiment: Experiment, found: Sequence[Localization]) -> pd.DataFrame:
-    """Returns, per network, the mean share of heatmap energy on the synthetic token and its interval.
-
-    Returns:
-        Columns network, energy, low, high, token_area, n; no row where no token is known or in sight.
-    """
-    recipe = experiment.recipe
-    columns = ["network", "energy", "low", "high", "token_area", "n"]
-    if not experiment.synthetic:
-        return pd.DataFrame(columns=columns)
-    tokens = read_synthetic_tokens(experiment.root)
-    rows = []
-    for one in found:
-        table = token_energy(one, tokens)
-        if table.empty:
-            continue
-        interval = bootstrap_interval(table["energy"], resamples=recipe.resamples, seed=recipe.statistics_seed)
-        rows.append((one.role, table["energy"].mean(), *interval, table["token_area"].mean(), len(table)))
-    return pd.DataFrame(rows, columns=columns)
 
 
 def _made_from(experiment: Experiment, trained: TrainedClassifier) -> dict[str, str]:

@@ -114,7 +114,7 @@ def shortcut_sentences(table: pd.DataFrame) -> str:
     """Notebook 5: whether a network looks at the synthetic token more than at any other place.
 
     Args:
-        table: From `evaluation.shortcut_table`.
+        table: From `shortcut.shortcut_table`.
     """
     if table.empty:
         return _bullets(["No shortcut is known in these radiographs, so none can be measured."])

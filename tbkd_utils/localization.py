@@ -4,45 +4,19 @@ Boxes are (k, 4) float32 xyxy, ground truth (`gt`) and predictions at the scale 
 (H, W) or (n, H, W), not normalised. Every per-image score lies in [0, 1], larger is better.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 
-from tbkd_utils.boxes import BoxError, Boxes, boxes_at_thresholds, boxes_to_json, check_boxes
+from tbkd_utils.boxes import BoxError, Boxes, check_boxes
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.statistics import bootstrap_interval, bootstrap_metric
-
-DELTAS = (0.3, 0.5, 0.7)
-"""IoU levels of MaxBoxAccV2 (Choe et al., CVPR 2020)."""
-
-SCORES = ("score", "matched", "best_iou", "hit_30", "hit_50", "hit_70", "pointing", "energy", "n_pred", "no_box")
-"""What `summarize` averages over images; "score" averages to the paper's mIOU."""
 
 
 class ScoreError(TbkdError, ValueError):
     """Lists that do not belong together, or nothing to score."""
-
-
-@dataclass(frozen=True)
-class MaxBoxAcc:
-    """MaxBoxAccV2 and its parts.
-
-    Attributes:
-        value: Mean of `accuracies`, in [0, 1].
-        deltas: IoU levels, 0.3, 0.5, 0.7 unless asked otherwise.
-        accuracies: For each level, the share of images hit at that level's best heatmap threshold.
-        thresholds: That best threshold (the lowest of several).
-    """
-
-    value: float
-    deltas: tuple[float, ...]
-    accuracies: tuple[float, ...]
-    thresholds: tuple[float, ...]
 
 
 def iou_matrix(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
@@ -71,7 +45,7 @@ def image_score(gt: ArrayLike, pred: ArrayLike) -> float:
         ScoreError: No ground truth.
         BoxError: Boxes that break the convention.
     """
-    return _scores(_ground_truth(gt), check_boxes(pred, "predictions"))[0]
+    return scores_of(check_truth(gt), check_boxes(pred, "predictions"))[0]
 
 
 def matched_score(gt: ArrayLike, pred: ArrayLike) -> float:
@@ -80,7 +54,7 @@ def matched_score(gt: ArrayLike, pred: ArrayLike) -> float:
     A lesion without a prediction of its own counts 0; surplus predictions cost nothing. Never above
     `image_score`.
     """
-    return _scores(_ground_truth(gt), check_boxes(pred, "predictions"))[1]
+    return scores_of(check_truth(gt), check_boxes(pred, "predictions"))[1]
 
 
 def mean_iou(
@@ -106,12 +80,12 @@ def mean_iou(
         ScoreError: Lists of different or zero length, an image without ground truth, or an unknown option.
         BoxError: Boxes that break the convention.
     """
-    _same_length(gt_list=gt_list, pred_list=pred_list)
-    truths = [_ground_truth(gt, i) for i, gt in enumerate(gt_list)]
+    check_same_length(gt_list=gt_list, pred_list=pred_list)
+    truths = [check_truth(gt, i) for i, gt in enumerate(gt_list)]
     preds = [check_boxes(pred, f"predictions of image {i}") for i, pred in enumerate(pred_list)]
-    scores = np.array([_scores(g, p)[0] for g, p in zip(truths, preds, strict=True)])
+    scores = np.array([scores_of(g, p)[0] for g, p in zip(truths, preds, strict=True)])
     n_gt, n_pred = (np.array([len(one) for one in many]) for many in (truths, preds))
-    return _mean_score(scores, n_gt, n_pred, no_prediction, average)
+    return average_score(scores, n_gt, n_pred, no_prediction, average)
 
 
 def pointing_hit(heatmap: ArrayLike, gt: ArrayLike, *, tolerance: float = 0.0) -> bool:
@@ -133,8 +107,8 @@ def pointing_hit(heatmap: ArrayLike, gt: ArrayLike, *, tolerance: float = 0.0) -
         ScoreError: The map is not (H, W) or not finite, no ground truth, or a negative tolerance.
         BoxError: Boxes that break the convention or do not lie in the heatmap.
     """
-    _check_tolerance(tolerance)
-    return _hits(*_one_map(heatmap, gt), tolerance)
+    check_tolerance(tolerance)
+    return hit_of(*_one_map(heatmap, gt), tolerance)
 
 
 def energy_inside(heatmap: ArrayLike, gt: ArrayLike) -> float:
@@ -154,221 +128,10 @@ def energy_inside(heatmap: ArrayLike, gt: ArrayLike) -> float:
         ScoreError: The map is not (H, W) or not finite, or no ground truth.
         BoxError: Boxes that break the convention or do not lie in the heatmap.
     """
-    return _energy(*_one_map(heatmap, gt))
+    return energy_of(*_one_map(heatmap, gt))
 
 
-def threshold_rows(
-    names: Sequence[Hashable],
-    heatmaps: ArrayLike,
-    gt_list: Sequence[ArrayLike],
-    min_area: float,
-    thresholds: Iterable[float],
-    *,
-    area: str = "rectangle",
-    method: str = "minmax",
-) -> pd.DataFrame:
-    """One row per image and threshold: name, threshold, n_gt, n_pred, score (Algorithm 2), matched, best_iou.
-
-    Args:
-        names: n names.
-        heatmaps: (n, H, W).
-        gt_list: n arrays (m, 4), each with m >= 1.
-        min_area: Minimum box area of Algorithm 1, in square pixels.
-        thresholds: Shares of the normalised range, in [0, 1].
-        area: As in `boxes_from_heatmap`.
-        method: As in `normalize`.
-
-    Returns:
-        n * len(thresholds) rows, image by image. best_iou is the largest IoU of any pair, 0 without
-        prediction.
-
-    Raises:
-        BoxError: Bad boxes, boxes outside the heatmap, or a setting out of range.
-        ScoreError: Maps not (n, H, W) or not finite, lengths that differ or are 0, or an image without ground
-            truth.
-    """
-    maps, truths = _all_maps(names, heatmaps, gt_list)
-    levels = [float(t) for t in thresholds]
-    if not levels:
-        raise ScoreError("thresholds are empty: give at least one value in [0, 1]")
-    rows = []
-    for name, heat, gt in zip(names, maps, truths, strict=True):
-        found = boxes_at_thresholds(heat, levels, min_area, area=area, method=method)
-        rows += [(name, t, len(gt), len(p), *_scores(gt, p)) for t, p in zip(levels, found, strict=True)]
-    return pd.DataFrame(rows, columns=["name", "threshold", "n_gt", "n_pred", "score", "matched", "best_iou"])
-
-
-def threshold_curve(
-    heatmaps: ArrayLike,
-    gt_list: Sequence[ArrayLike],
-    min_area: float,
-    thresholds: Iterable[float],
-    *,
-    area: str = "rectangle",
-    method: str = "minmax",
-    no_prediction: str = "zero",
-    average: str = "image",
-) -> pd.DataFrame:
-    """Means over images of `threshold_rows`; `no_prediction` and `average` act on miou as in `mean_iou`.
-
-    Returns:
-        One row per threshold, ascending: threshold, miou, matched, boxes (mean number of predictions), no_box
-        (share of images without any).
-    """
-    names = range(len(gt_list))
-    rows = threshold_rows(names, heatmaps, gt_list, min_area, thresholds, area=area, method=method)
-    curve = []
-    for threshold, part in rows.groupby("threshold"):
-        score, n_gt, n_pred, matched = (part[c].to_numpy() for c in ("score", "n_gt", "n_pred", "matched"))
-        miou = _mean_score(score, n_gt, n_pred, no_prediction, average)
-        curve.append((threshold, miou, matched.mean(), n_pred.mean(), (n_pred == 0).mean()))
-    return pd.DataFrame(curve, columns=["threshold", "miou", "matched", "boxes", "no_box"])
-
-
-def max_box_acc(
-    heatmaps: ArrayLike,
-    gt_list: Sequence[ArrayLike],
-    thresholds: Iterable[float] | None = None,
-    *,
-    deltas: Sequence[float] = DELTAS,
-    method: str = "minmax",
-) -> MaxBoxAcc:
-    """MaxBoxAccV2 (Choe et al., CVPR 2020): share of images hit at each IoU level's best heatmap threshold.
-
-    As in the authors' wsolevaluation with several contours: an image is hit at a threshold if any box around
-    any contour has IoU >= delta with any ground-truth box; for each delta the best threshold is taken; the
-    deltas are averaged. No minimum area. Ours differs in small print: right and bottom are exclusive (theirs
-    add one pixel), the mask is value >= threshold on the float map (theirs > on 8 bits), only outer contours
-    are used (theirs also holes), and 100 thresholds are the default (theirs 1000). The threshold is chosen on
-    the images that are scored: an optimistic number.
-
-    Args:
-        heatmaps: (n, H, W).
-        gt_list: n arrays (m, 4), each with m >= 1.
-        thresholds: In [0, 1]; 0, 0.01, ..., 0.99 if None.
-        deltas: IoU levels in (0, 1].
-        method: As in `normalize`.
-
-    Returns:
-        The metric with its parts; recompute it from the best_iou of `threshold_rows` with min_area 0.
-
-    Raises:
-        BoxError: As `threshold_rows`.
-        ScoreError: As `threshold_rows`, or deltas out of range.
-    """
-    if not deltas or not all(0 < d <= 1 for d in deltas):
-        raise ScoreError(f"deltas must be IoU levels in (0, 1]; got {deltas}")
-    levels = np.sort(np.arange(100) / 100 if thresholds is None else np.array(list(thresholds), float))
-    rows = threshold_rows(range(len(gt_list)), heatmaps, gt_list, 0.0, levels, method=method)
-    best = rows["best_iou"].to_numpy().reshape(len(gt_list), len(levels))  # (images, thresholds)
-    hits = np.stack([(best >= delta).mean(axis=0) for delta in deltas])  # (deltas, thresholds)
-    accuracies, chosen = hits.max(axis=1), levels[hits.argmax(axis=1)]
-    return MaxBoxAcc(float(accuracies.mean()), tuple(deltas), tuple(accuracies.tolist()), tuple(chosen.tolist()))
-
-
-def score_rows(
-    names: Sequence[Hashable],
-    heatmaps: ArrayLike,
-    gt_list: Sequence[ArrayLike],
-    threshold: float,
-    min_area: float,
-    *,
-    area: str = "rectangle",
-    method: str = "minmax",
-    tolerance: float = 0.0,
-) -> pd.DataFrame:
-    """One row per image at the operating threshold: every number that `summarize` needs.
-
-    Args:
-        names: n names.
-        heatmaps: (n, H, W), after the ReLU, not normalised.
-        gt_list: n arrays (m, 4), each with m >= 1.
-        threshold: Share of the normalised range, in [0, 1].
-        min_area: Minimum box area of Algorithm 1, in square pixels.
-        area: As in `boxes_from_heatmap`.
-        method: As in `normalize`.
-        tolerance: As in `pointing_hit`.
-
-    Returns:
-        Columns name, n_gt, n_pred, score (Algorithm 2), matched, best_iou, hit_30, hit_50, hit_70 (1 if
-        best_iou reaches 0.3, 0.5, 0.7), pointing (0 or 1), energy, boxes (predictions) and gt_boxes, both for
-        `boxes_from_json`.
-
-    Raises:
-        BoxError: As `threshold_rows`.
-        ScoreError: As `threshold_rows`, or a negative tolerance.
-    """
-    _check_tolerance(tolerance)
-    maps, truths = _all_maps(names, heatmaps, gt_list)
-    rows = []
-    for name, heat, gt in zip(names, maps, truths, strict=True):
-        (pred,) = boxes_at_thresholds(heat, [threshold], min_area, area=area, method=method)
-        score, matched, best = _scores(gt, pred)
-        row = {
-            "name": name,
-            "n_gt": len(gt),
-            "n_pred": len(pred),
-            "score": score,
-            "matched": matched,
-            "best_iou": best,
-        }
-        row |= {f"hit_{round(100 * delta)}": int(best >= delta) for delta in DELTAS}
-        row |= {"pointing": int(_hits(heat, gt, tolerance)), "energy": _energy(heat, gt)}
-        rows.append(row | {"boxes": boxes_to_json(pred), "gt_boxes": boxes_to_json(gt)})
-    return pd.DataFrame(rows)
-
-
-def summarize(
-    rows: pd.DataFrame,
-    resamples: int = 2000,
-    seed: int = 0,
-    *,
-    level: float = 0.95,
-    no_prediction: str = "zero",
-    average: str = "image",
-) -> pd.DataFrame:
-    """Means over the images of `score_rows`, with bootstrap intervals.
-
-    Args:
-        rows: What `score_rows` returned, or its CSV read back.
-        resamples: Number of bootstrap resamples.
-        seed: Seed of the draws; all metrics see the same resampled images.
-        level: Coverage of the intervals.
-        no_prediction: For the metric "score", as in `mean_iou`.
-        average: For the metric "score", as in `mean_iou`.
-
-    Returns:
-        One row per name in `SCORES`: metric, mean, low, high, n (images that count). "score" is the paper's
-        mIOU; "no_box" is the share of images with n_pred = 0.
-
-    Raises:
-        ScoreError: A column is missing or holds a value that is not finite, or an unknown option.
-        StatisticsError: No row, or an option out of range.
-    """
-    missing = sorted({*SCORES, "n_gt"} - {"no_box"} - set(rows.columns))
-    if missing:
-        raise ScoreError(f"rows lack the column(s) {', '.join(missing)}: give what score_rows returned")
-    table = rows.assign(no_box=(rows["n_pred"] == 0).astype(int))[["n_gt", *SCORES]].astype(np.float64)
-    broken = [column for column in table if not np.isfinite(table[column]).all()]
-    if broken:
-        raise ScoreError(f"rows hold nan or infinity in {', '.join(map(str, broken))}: score those images again")
-    score, n_gt, n_pred = (table[c].to_numpy() for c in ("score", "n_gt", "n_pred"))
-
-    def miou(index: NDArray[np.intp]) -> dict[str, float]:
-        return {"score": _mean_score(score[index], n_gt[index], n_pred[index], no_prediction, average)}
-
-    mean = miou(np.arange(len(table)))["score"]
-    everyone = np.zeros(len(table))  # one stratum: the same images are drawn as for the plain means below
-    ends = bootstrap_metric(miou, everyone, level=level, resamples=resamples, seed=seed)["score"]
-    found = [("score", mean, *ends, int((n_pred > 0).sum()) if no_prediction == "skip" else len(table))]
-    for metric in SCORES[1:]:
-        values = table[metric].to_numpy()
-        ends = bootstrap_interval(values, level=level, resamples=resamples, seed=seed)
-        found.append((metric, float(values.mean()), *ends, len(table)))
-    return pd.DataFrame(found, columns=["metric", "mean", "low", "high", "n"])
-
-
-def _mean_score(
+def average_score(
     score: NDArray[np.float64],
     n_gt: NDArray[Any],
     n_pred: NDArray[Any],
@@ -395,7 +158,7 @@ def _iou(a: Boxes, b: Boxes) -> NDArray[np.float64]:
     return np.minimum(np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0), 1)
 
 
-def _scores(gt: Boxes, pred: Boxes) -> tuple[float, float, float]:
+def scores_of(gt: Boxes, pred: Boxes) -> tuple[float, float, float]:
     """(image_score, matched_score, largest IoU) of checked boxes."""
     if len(pred) == 0:
         return 0.0, 0.0, 0.0
@@ -405,7 +168,7 @@ def _scores(gt: Boxes, pred: Boxes) -> tuple[float, float, float]:
     return float(kept.mean()), matched, float(kept[-1])
 
 
-def _hits(heat: NDArray[Any], truth: NDArray[Any], tolerance: float) -> bool:
+def hit_of(heat: NDArray[Any], truth: NDArray[Any], tolerance: float) -> bool:
     """`pointing_hit` of a checked map and boxes."""
     brightest = np.flatnonzero(heat.ravel() == heat.max())
     if len(brightest) == heat.size:
@@ -418,7 +181,7 @@ def _hits(heat: NDArray[Any], truth: NDArray[Any], tolerance: float) -> bool:
     return bool((np.hypot(dx, dy) <= tolerance).any())
 
 
-def _energy(heat: NDArray[Any], truth: NDArray[Any]) -> float:
+def energy_of(heat: NDArray[Any], truth: NDArray[Any]) -> float:
     """`energy_inside` of a checked map and boxes."""
     top = float(heat.max())
     if top <= 0:
@@ -439,7 +202,8 @@ def _energy(heat: NDArray[Any], truth: NDArray[Any]) -> float:
     return min(float(cells[inside].sum() / energy.sum()), 1.0)
 
 
-def _check_tolerance(tolerance: float) -> None:
+def check_tolerance(tolerance: float) -> None:
+    """Refuses a negative tolerance of the pointing game."""
     if not tolerance >= 0:
         raise ScoreError(f"tolerance must be 0 or more pixels; got {tolerance}")
 
@@ -450,7 +214,8 @@ def _overlap(edges: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     return np.maximum(np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel), 0)
 
 
-def _ground_truth(gt: ArrayLike, image: int | None = None) -> Boxes:
+def check_truth(gt: ArrayLike, image: int | None = None) -> Boxes:
+    """Returns ground-truth boxes as float32 (m, 4), m >= 1, or refuses them; `image` is named in the error."""
     where = "" if image is None else f" of image {image}"
     truth = check_boxes(gt, f"ground truth{where}")
     if len(truth) == 0:
@@ -458,7 +223,8 @@ def _ground_truth(gt: ArrayLike, image: int | None = None) -> Boxes:
     return truth
 
 
-def _inside(truth: Boxes, shape: tuple[int, ...], image: int | None = None) -> None:
+def check_inside(truth: Boxes, shape: tuple[int, ...], image: int | None = None) -> None:
+    """Refuses ground truth that does not lie in a heatmap of this (H, W)."""
     height, width = shape
     limit = np.array([width, height, width, height]) + 1e-3  # float32 rounding of a box on the edge
     out = np.flatnonzero(((truth < -1e-3) | (truth > limit)).any(axis=1))
@@ -474,30 +240,13 @@ def _one_map(heatmap: ArrayLike, gt: ArrayLike) -> tuple[NDArray[np.float64], ND
     heat = np.asarray(heatmap, dtype=np.float64)
     if heat.ndim != 2 or heat.size == 0 or not np.isfinite(heat).all():
         raise ScoreError(f"expected one finite heatmap of shape (H, W); got shape {heat.shape} or nan or infinity")
-    truth = _ground_truth(gt)
-    _inside(truth, heat.shape)
+    truth = check_truth(gt)
+    check_inside(truth, heat.shape)
     return heat, truth.astype(np.float64)
 
 
-def _all_maps(
-    names: Sequence[Hashable], heatmaps: ArrayLike, gt_list: Sequence[ArrayLike]
-) -> tuple[NDArray[Any], list[Boxes]]:
-    maps = np.asarray(heatmaps)
-    if maps.ndim != 3:
-        raise ScoreError(f"heatmaps must have shape (n, H, W); got {maps.shape}")
-    _same_length(names=names, heatmaps=maps, gt_list=gt_list)
-    truths = [_ground_truth(gt, i) for i, gt in enumerate(gt_list)]
-    for i, truth in enumerate(truths):
-        _inside(truth, maps.shape[1:], i)
-    finite = np.isfinite(maps).all(axis=(1, 2))
-    if not finite.all():
-        raise ScoreError(
-            f"the heatmap of {names[int(np.argmin(finite))]} holds nan or infinity: did its network diverge?"
-        )
-    return maps, truths
-
-
-def _same_length(**lists: Sequence[object] | NDArray[Any]) -> None:
+def check_same_length(**lists: Sequence[object] | NDArray[Any]) -> None:
+    """Refuses lists that are empty or differ in length."""
     sizes = {name: len(given) for name, given in lists.items()}
     if len(set(sizes.values())) > 1 or 0 in sizes.values():
         counts = ", ".join(f"{name} {size}" for name, size in sizes.items())

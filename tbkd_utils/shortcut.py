@@ -1,6 +1,7 @@
-"""The known shortcut of the synthetic radiographs, taken away: what a network says when the token is painted over."""
+"""The known shortcut of the synthetic radiographs: the heat on the token, and what is said when it is painted over."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,12 +11,13 @@ import pandas as pd
 import torch
 
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.evaluation import activation_maps, tb_probabilities
+from tbkd_utils.evaluation import Localization, activation_maps, tb_probabilities
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.gradcam import upsample
 from tbkd_utils.localization import energy_inside
 from tbkd_utils.runs import Run, read_tensors, write_csv, write_tensors
 from tbkd_utils.samples import Samples
+from tbkd_utils.statistics import bootstrap_interval
 from tbkd_utils.synthetic import read_synthetic_tokens
 from tbkd_utils.training import TrainedClassifier
 
@@ -95,7 +97,7 @@ def painted_over(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 def has_tokens(experiment: Experiment) -> bool:
     """Whether a token is known and in sight on a test radiograph: only on this package's drawings."""
-    return experiment.synthetic and bool(_with_token(experiment)[0])
+    return experiment.synthetic and bool(_in_sight(experiment.test, read_synthetic_tokens(experiment.root))[0])
 
 
 def shortcut(experiment: Experiment, trained: TrainedClassifier) -> Shortcut:
@@ -106,16 +108,17 @@ def shortcut(experiment: Experiment, trained: TrainedClassifier) -> Shortcut:
         RunError: If the run folder cannot be written.
     """
     recipe = experiment.recipe
-    places, boxes = _with_token(experiment) if experiment.synthetic else ([], [])
+    tokens = read_synthetic_tokens(experiment.root) if experiment.synthetic else {}
+    places, boxes = _in_sight(experiment.test, tokens)
     if not places:
         raise ShortcutError(
             f"{experiment.root}: no token is known in these radiographs, so none can be painted over. Use a recipe "
             "with synthetic radiographs, such as demo."
         )
-    samples, tokens = experiment.test.subset(places), np.stack(boxes)  # (n, 4)
+    samples = experiment.test.subset(places)
     made_from = {"network": trained.run.path.name, "keep": trained.recipe.keep, "cam_upsampling": recipe.cam_upsampling}
     run = experiment.run_at("shortcut", made_from | recipe.part("heatmaps"))
-    found = Shortcut(trained.role, samples, tokens, run, experiment)
+    found = Shortcut(trained.role, samples, np.stack(boxes), run, experiment)
     with run.making() as needed:
         if needed:
             repainted = dataclasses.replace(samples, pixels=found.painted)
@@ -124,21 +127,59 @@ def shortcut(experiment: Experiment, trained: TrainedClassifier) -> Shortcut:
             maps_of = {"maps": maps, "painted": painted}
             write_tensors(run.file("maps.safetensors"), {k: torch.from_numpy(v) for k, v in maps_of.items()})
             energy, energy_painted = (
-                [energy_inside(heat, box[None]) for heat, box in zip(heats, tokens, strict=True)]
+                [energy_inside(heat, box[None]) for heat, box in zip(heats, boxes, strict=True)]
                 for heats in (found.heatmaps, found.heatmaps_painted)
             )
             rows = pd.DataFrame({"name": samples.names, "label": samples.labels, "p_tb": p_tb})
             rows = rows.assign(p_tb_painted=p_painted, energy=energy, energy_painted=energy_painted)
-            side = float(np.prod(samples.size))
-            rows["token_area"] = (tokens[:, 2:] - tokens[:, :2]).prod(axis=1) / side
+            rows["token_area"] = [_area(box, samples) for box in boxes]
             write_csv(run.file("rows.csv"), rows)
     return found
 
 
-def _with_token(experiment: Experiment) -> tuple[list[int], list[np.ndarray]]:
-    """Positions of the test radiographs with a token inside the crop, and their tokens there."""
-    samples, places, boxes = experiment.test, [], []
+def token_energy(found: Localization, tokens: Mapping[str, np.ndarray | None]) -> pd.DataFrame:
+    """Measures the share of heatmap energy on the corner token of a synthetic radiograph.
+
+    Args:
+        found: Heatmaps of one network.
+        tokens: Name of a radiograph to its token's box (xyxy, stored pixels) or None, from `read_synthetic_tokens`.
+
+    Returns:
+        One row per scored radiograph that shows a token inside the crop: name, energy (0 to 1), token_area (share of
+        the crop).
+    """
+    places, boxes = _in_sight(found.samples, tokens)
+    rows = [
+        (found.samples.names[place], energy_inside(found.heatmaps[place], box[None]), _area(box, found.samples))
+        for place, box in zip(places, boxes, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["name", "energy", "token_area"])
+
+
+def shortcut_table(experiment: Experiment, found: Sequence[Localization]) -> pd.DataFrame:
+    """Returns, per network, the mean share of heatmap energy on the synthetic token and its interval.
+
+    Returns:
+        Columns network, energy, low, high, token_area, n; no row where no token is known or in sight.
+    """
+    recipe = experiment.recipe
+    columns = ["network", "energy", "low", "high", "token_area", "n"]
+    if not experiment.synthetic:
+        return pd.DataFrame(columns=columns)
     tokens = read_synthetic_tokens(experiment.root)
+    rows = []
+    for one in found:
+        table = token_energy(one, tokens)
+        if table.empty:
+            continue
+        interval = bootstrap_interval(table["energy"], resamples=recipe.resamples, seed=recipe.statistics_seed)
+        rows.append((one.role, table["energy"].mean(), *interval, table["token_area"].mean(), len(table)))
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _in_sight(samples: Samples, tokens: Mapping[str, np.ndarray | None]) -> tuple[list[int], list[np.ndarray]]:
+    """Positions of the radiographs with a token inside the crop, and their tokens there, float32 (4,) each."""
+    places, boxes = [], []
     for place, (name, geometry) in enumerate(zip(samples.names, samples.geometries, strict=True)):
         token = tokens.get(name)
         box = geometry.boxes(token[None]) if token is not None else np.empty((0, 4), np.float32)
@@ -146,3 +187,8 @@ def _with_token(experiment: Experiment) -> tuple[list[int], list[np.ndarray]]:
             places.append(place)
             boxes.append(box[0])
     return places, boxes
+
+
+def _area(box: np.ndarray, samples: Samples) -> float:
+    """Area of a box (4,) as a share of the crop."""
+    return float((box[2:] - box[:2]).prod()) / float(np.prod(samples.size))

@@ -21,28 +21,15 @@ from tbkd_utils.evaluation import (
     Localization,
     classification,
     localization,
-    max_box_acc_row,
     paired_rows,
     probabilities,
-    shortcut_table,
-    token_energy,
 )
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.gradcam import heatmaps
-from tbkd_utils.localization import (
-    DELTAS,
-    SCORES,
-    energy_inside,
-    image_score,
-    matched_score,
-    max_box_acc,
-    mean_iou,
-    pointing_hit,
-    threshold_rows,
-)
+from tbkd_utils.localization import energy_inside, image_score, matched_score, mean_iou, pointing_hit
+from tbkd_utils.localization_tables import DELTAS, SCORES, max_box_acc, max_box_acc_row, threshold_rows
 from tbkd_utils.runs import Run
 from tbkd_utils.statistics import bootstrap_interval
-from tbkd_utils.synthetic import read_synthetic_tokens
 from tbkd_utils.training import TrainedClassifier, train_student, train_teacher
 
 
@@ -365,63 +352,3 @@ def test_without_boxes_there_is_nothing_to_score(smoke: Experiment, tmp_path: Pa
         localization(experiment, untrained)
     assert str(root) in str(caught.value)
     assert isinstance(caught.value, TbkdError)
-
-
-# --- the known shortcut -----------------------------------------------------------------------------------------------
-
-
-def looking_at(found: Localization, maps: np.ndarray) -> Localization:
-    """The same radiographs with other heatmaps, at the resolution of the crop."""
-    return dataclasses.replace(found, maps=maps.astype(np.float32))
-
-
-def test_energy_on_the_token(smoke: Experiment, found: Localization) -> None:
-    tokens = read_synthetic_tokens(smoke.root)
-    shown = {name: tokens[name] for name in found.samples.names if tokens[name] is not None}
-    assert 0 < len(shown) < len(found.samples)
-    everywhere = token_energy(looking_at(found, np.ones((8, 64, 64))), tokens)
-    assert everywhere["name"].tolist() == list(shown)
-    assert np.allclose(everywhere["energy"], everywhere["token_area"])
-    scale = smoke.recipe.resize / smoke.recipe.synthetic_size
-    areas = [(right - left) * (bottom - top) * scale**2 / 64**2 for left, top, right, bottom in shown.values()]
-    assert np.allclose(everywhere["token_area"], areas, rtol=1e-5)
-
-    aimed = np.zeros((8, 64, 64))
-    for heat, name, geometry in zip(aimed, found.samples.names, found.samples.geometries, strict=True):
-        if name in shown:
-            left, top, right, bottom = geometry.boxes(shown[name][None])[0]
-            heat[int(np.ceil(top)) : int(bottom), int(np.ceil(left)) : int(right)] = 1
-    assert np.allclose(token_energy(looking_at(found, aimed), tokens)["energy"], 1)
-    assert np.allclose(token_energy(looking_at(found, 1 - aimed), tokens)["energy"], 0, atol=0.01)
-
-
-def test_a_token_outside_the_crop_or_unknown_is_left_out(found: Localization) -> None:
-    names = found.samples.names
-    tokens = {names[0]: np.float32([0, 0, 3, 3]), names[1]: None, names[2]: np.float32([40, 40, 50, 50])}
-    table = token_energy(found, tokens)
-    assert table["name"].tolist() == [names[2]]
-    assert token_energy(found, {}).columns.tolist() == ["name", "energy", "token_area"]
-
-
-def test_the_shortcut_table_is_the_mean_over_radiographs(smoke: Experiment, teacher, student, found) -> None:
-    table = shortcut_table(smoke, [found, localization(smoke, student)])
-    assert table.columns.tolist() == ["network", "energy", "low", "high", "token_area", "n"]
-    assert table["network"].tolist() == ["teacher", "student"]
-    rows = token_energy(found, read_synthetic_tokens(smoke.root))
-    first = table.iloc[0]
-    assert first[["energy", "token_area", "n"]].tolist() == pytest.approx(
-        [rows["energy"].mean(), rows["token_area"].mean(), len(rows)]
-    )
-    assert first["low"] <= first["energy"] <= first["high"]
-
-
-def test_the_shortcut_table_is_empty_where_no_token_is_in_sight(smoke: Experiment, found, monkeypatch) -> None:
-    monkeypatch.setattr(module, "read_synthetic_tokens", lambda root: dict.fromkeys(found.samples.names))
-    assert shortcut_table(smoke, [found]).empty
-
-
-def test_real_radiographs_have_no_known_token(found: Localization, tmp_path: Path) -> None:
-    root = tiny.write_tbx11k(tmp_path / "TBX11K")
-    table = shortcut_table(Experiment.open("laptop", root, tmp_path), [found])
-    assert table.empty
-    assert table.columns.tolist() == ["network", "energy", "low", "high", "token_area", "n"]

@@ -1,13 +1,31 @@
 """The token painted over: only there, and what the networks say is what they said elsewhere."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
+import tiny_dataset as tiny
 
-from tbkd_utils.evaluation import localization, probabilities, token_energy
+from tbkd_utils import shortcut as module
+from tbkd_utils.evaluation import Localization, localization, probabilities
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.shortcut import MARGIN, ShortcutError, has_tokens, painted_over, shortcut
+from tbkd_utils.shortcut import (
+    MARGIN,
+    ShortcutError,
+    has_tokens,
+    painted_over,
+    shortcut,
+    shortcut_table,
+    token_energy,
+)
 from tbkd_utils.synthetic import read_synthetic_tokens
 from tbkd_utils.training import train_student, train_teacher
+
+
+@pytest.fixture(scope="module")
+def located(smoke: Experiment) -> Localization:
+    return localization(smoke, train_teacher(smoke))
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +86,60 @@ def test_without_a_known_token_there_is_nothing_to_paint(smoke: Experiment, monk
     assert not has_tokens(other)
     with pytest.raises(ShortcutError, match="no token is known"):
         shortcut(other, train_student(smoke))
+
+
+def looking_at(located: Localization, maps: np.ndarray) -> Localization:
+    """The same radiographs with other heatmaps, at the resolution of the crop."""
+    return dataclasses.replace(located, maps=maps.astype(np.float32))
+
+
+def test_energy_on_the_token(smoke: Experiment, located: Localization) -> None:
+    tokens = read_synthetic_tokens(smoke.root)
+    shown = {name: tokens[name] for name in located.samples.names if tokens[name] is not None}
+    assert 0 < len(shown) < len(located.samples)
+    everywhere = token_energy(looking_at(located, np.ones((8, 64, 64))), tokens)
+    assert everywhere["name"].tolist() == list(shown)
+    assert np.allclose(everywhere["energy"], everywhere["token_area"])
+    scale = smoke.recipe.resize / smoke.recipe.synthetic_size
+    areas = [(right - left) * (bottom - top) * scale**2 / 64**2 for left, top, right, bottom in shown.values()]
+    assert np.allclose(everywhere["token_area"], areas, rtol=1e-5)
+
+    aimed = np.zeros((8, 64, 64))
+    for heat, name, geometry in zip(aimed, located.samples.names, located.samples.geometries, strict=True):
+        if name in shown:
+            left, top, right, bottom = geometry.boxes(shown[name][None])[0]
+            heat[int(np.ceil(top)) : int(bottom), int(np.ceil(left)) : int(right)] = 1
+    assert np.allclose(token_energy(looking_at(located, aimed), tokens)["energy"], 1)
+    assert np.allclose(token_energy(looking_at(located, 1 - aimed), tokens)["energy"], 0, atol=0.01)
+
+
+def test_a_token_outside_the_crop_or_unknown_is_left_out(located: Localization) -> None:
+    names = located.samples.names
+    tokens = {names[0]: np.float32([0, 0, 3, 3]), names[1]: None, names[2]: np.float32([40, 40, 50, 50])}
+    table = token_energy(located, tokens)
+    assert table["name"].tolist() == [names[2]]
+    assert token_energy(located, {}).columns.tolist() == ["name", "energy", "token_area"]
+
+
+def test_the_shortcut_table_is_the_mean_over_radiographs(smoke: Experiment, located) -> None:
+    table = shortcut_table(smoke, [located, localization(smoke, train_student(smoke))])
+    assert table.columns.tolist() == ["network", "energy", "low", "high", "token_area", "n"]
+    assert table["network"].tolist() == ["teacher", "student"]
+    rows = token_energy(located, read_synthetic_tokens(smoke.root))
+    first = table.iloc[0]
+    assert first[["energy", "token_area", "n"]].tolist() == pytest.approx(
+        [rows["energy"].mean(), rows["token_area"].mean(), len(rows)]
+    )
+    assert first["low"] <= first["energy"] <= first["high"]
+
+
+def test_the_shortcut_table_is_empty_where_no_token_is_in_sight(smoke: Experiment, located, monkeypatch) -> None:
+    monkeypatch.setattr(module, "read_synthetic_tokens", lambda root: dict.fromkeys(located.samples.names))
+    assert shortcut_table(smoke, [located]).empty
+
+
+def test_real_radiographs_have_no_known_token(located: Localization, tmp_path: Path) -> None:
+    root = tiny.write_tbx11k(tmp_path / "TBX11K")
+    table = shortcut_table(Experiment.open("laptop", root, tmp_path), [located])
+    assert table.empty
+    assert table.columns.tolist() == ["network", "energy", "low", "high", "token_area", "n"]
