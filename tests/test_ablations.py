@@ -48,6 +48,7 @@ def test_the_papers_own_numbers_give_the_papers_means_and_deviations() -> None:
     assert (seeds["student"] == seeds["student paper"]).all()
 
 
+@pytest.mark.slow
 def test_differences_over_seeds_and_over_radiographs(smoke: Experiment) -> None:
     cells = [*seed_cells(smoke.recipe), *control_cells(smoke.recipe)]
     rows, table = cell_rows(smoke, cells), difference_table(smoke, cells)

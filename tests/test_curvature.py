@@ -106,6 +106,7 @@ def test_tables_of_a_real_run(smoke: Experiment, networks: list[TrainedClassifie
         figure.canvas.draw()
 
 
+@pytest.mark.slow
 def test_the_view_without_a_hessian(smoke: Experiment, networks: list[TrainedClassifier]) -> None:
     rows = landscape_rows(smoke, networks)
     assert len(rows) == 2 * 3 * smoke.recipe.landscape_points

@@ -44,6 +44,7 @@ def test_the_probe_times_every_candidate_and_leaves_the_random_state() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_a_training_keeps_the_precision_that_it_measured(tmp_path, monkeypatch) -> None:
     measured = []
 

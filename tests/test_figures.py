@@ -181,6 +181,7 @@ def test_histories_are_drawn_per_epoch() -> None:
     assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
+@pytest.mark.slow
 def test_one_history_of_a_real_run(smoke: Experiment) -> None:
     figure = histories({"teacher": train_teacher(smoke).history})
     (axes,) = panels(figure, 1)

@@ -54,6 +54,7 @@ def test_a_control_differs_in_one_thing_and_keeps_the_budget(arm: str) -> None:
             assert {key for key in ours if ours[key] != paper[key]} == {differs}
 
 
+@pytest.mark.slow
 def test_label_smoothing_and_an_untrained_teacher_train_other_networks(smoke: Experiment) -> None:
     trained = {}
     for cell in [*seed_cells(smoke.recipe), *control_cells(smoke.recipe)]:

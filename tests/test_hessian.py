@@ -102,6 +102,7 @@ def test_fifty_random_networks_match_the_dense_hessian(group):
         assert np.linalg.norm(hessian @ vector - expected[0] * vector) <= 2e-6 * abs(expected[0])
 
 
+@pytest.mark.slow
 def test_trace_interval_holds_the_truth_and_the_density_agrees():
     model, batches = small_mlp(11)
     hessian = dense_hessian(model, cross_entropy, batches)
@@ -244,6 +245,7 @@ class Made:
             del inputs
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_batches():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 2048), nn.ReLU(), nn.Linear(2048, 2))  # 2 MB per activation

@@ -286,6 +286,7 @@ def agree(experiment: Experiment, series: Localization, located: Located, folder
     assert outside_miou(folder / "out/boxes.json", truth) == pytest.approx(series.miou, abs=0.02)
 
 
+@pytest.mark.slow
 def test_pycocotools_finds_the_series_miou_in_the_file(
     experiment: Experiment, trained: TrainedClassifier, series: Localization, scored: Path, tmp_path: Path
 ) -> None:

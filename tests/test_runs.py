@@ -476,6 +476,7 @@ def die_while_making(root):
         os._exit(9)  # as after kill -9: no clean-up runs
 
 
+@pytest.mark.slow
 def test_two_processes_make_a_folder_once_and_a_killed_one_does_not_block(tmp_path):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, context, initializer=meet_at, initargs=(context.Barrier(2),)) as pool:

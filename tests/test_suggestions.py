@@ -24,6 +24,8 @@ from tbkd_utils.runs import RunError
 from tbkd_utils.suggestions import SuggestionsError, box_table, check_writable, coco, image_table, write_suggestions
 from tbkd_utils.training import TrainedClassifier
 
+pytestmark = pytest.mark.slow  # files are made and made again
+
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:

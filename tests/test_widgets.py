@@ -39,6 +39,8 @@ from tbkd_utils.widgets import (
     threshold_explorer,
 )
 
+pytestmark = pytest.mark.slow  # every control of every explorer
+
 
 @pytest.fixture(scope="module")
 def networks(smoke: Experiment) -> tuple[Localization, Localization]:
