@@ -105,6 +105,29 @@ def against_others(name: str) -> list[Row]:
     return rows
 
 
+def roofline(name: str = "resnet50", operations: float = 2 * 4.09e9, side: int = 2048) -> Row:
+    """The forward pass beside a product of two matrices, which is as fast as this processor computes."""
+    fast, images = laid_out(name, LAST)
+    matrices = {dtype: torch.randn(side, side).to(dtype) for dtype in (torch.float32, torch.bfloat16)}
+
+    def forward(half: bool) -> None:
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            fast(images)
+
+    sides: dict[str, Callable[[], object]] = {
+        "fp32": lambda: forward(False),
+        "bf16": lambda: forward(True),
+        "fp32 product": lambda: matrices[torch.float32] @ matrices[torch.float32],
+        "bf16 product": lambda: matrices[torch.bfloat16] @ matrices[torch.bfloat16],
+    }
+    seconds = {side: float(np.median(times)) for side, times in in_turns(sides, rounds=7).items()}
+    found = []
+    for kind in ("fp32", "bf16"):
+        speed, limit = operations * BATCH / seconds[kind], 2 * side**3 / seconds[f"{kind} product"]
+        found.append(f"{kind} {speed / 1e9:.0f} of {limit / 1e9:.0f} Gflop/s ({speed / limit:.0%})")
+    return Row("heatmaps", f"forward pass beside the processor's matrix product ({name})", ", ".join(found), None)
+
+
 def boxes(name: str) -> Row:
     """200 images, whose heatmaps are blobs like a network's, against a forward pass."""
     count, rng = 200, np.random.default_rng(0)
@@ -133,7 +156,7 @@ def boxes(name: str) -> Row:
 
 def measure() -> list[Row]:
     rows = [row for name in NETWORKS for row in against_forward(name)]
-    return [*rows, *against_others("resnet50"), *(boxes(name) for name in NETWORKS)]
+    return [*rows, *against_others("resnet50"), roofline(), *(boxes(name) for name in NETWORKS)]
 
 
 if __name__ == "__main__":
