@@ -228,7 +228,7 @@ def _papermill(task: Task, progress: bool) -> None:
             kernel_name="python3",
             progress_bar=False,
             stderr_file=sys.stderr if progress else None,
-            extra_arguments=["--log-level=ERROR"],  # of the kernel, which warns of its own plain local connection
+            extra_arguments=["--log-level=CRITICAL"],  # it warns of its own plain connection, and of being told to end
         )
     except PapermillExecutionError as error:
         begins = error.source.strip().splitlines()[0]
