@@ -147,7 +147,8 @@ class Objective:
         return value
 
     def _choose(self, number: int, inputs: Tensor, targets: Tensor) -> bool:
-        """Whether to go reverse over forward, after one product of the first batch by both routes."""
+        """Whether to go reverse over forward, after a product by both routes of the first batch's first samples."""
+        inputs, targets = inputs[:2], targets[:2]
         graph = self._graph(number, inputs, targets)
         graph.check()
         groups = [m.groups for m in self.model.modules() if isinstance(m, nn.modules.conv._ConvNd)]
