@@ -5,15 +5,15 @@ set without augmentation: the paper does not say what it used, and a small sampl
 """
 
 import warnings
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.evaluation import localization
@@ -82,9 +82,8 @@ def curvature(experiment: Experiment, trained: TrainedClassifier) -> Spectrum:
         HessianError: If the Hessian cannot be computed.
     """
     recipe = experiment.recipe
-    return _spectrum(
-        experiment, trained, recipe.hessian_samples, 0, recipe.hessian_top, recipe.hessian_probes, recipe.hessian_steps
-    )
+    how = {"top": recipe.hessian_top, "probes": recipe.hessian_probes, "steps": recipe.hessian_steps}
+    return _spectrum(experiment, trained, trained.model, recipe.hessian_samples, draw=0, **how)
 
 
 def pyhessian(experiment: Experiment, trained: TrainedClassifier) -> PyHessianNumbers:
@@ -116,9 +115,10 @@ def size_rows(experiment: Experiment, networks: Sequence[TrainedClassifier]) -> 
     """
     recipe, rows = experiment.recipe, []
     for trained in networks:
+        load = cache(trained.model)  # one network for all sizes: what is found out about it once holds for all
         for size in recipe.hessian_sizes:
             for draw in range(recipe.hessian_draws):
-                found = _size_spectrum(experiment, trained, size, draw)
+                found = _size_spectrum(experiment, trained, size, draw, load)
                 rows.append(
                     (trained.role, size, draw, found.eigenvalues[0], bool(found.converged[0]), found.trace,
                      found.trace_stderr)
@@ -208,19 +208,30 @@ def flatness_rows(experiment: Experiment) -> pd.DataFrame:
     """
     rows, size = [], max(experiment.recipe.hessian_sizes)
     for trained in networks_at_hand(experiment):
-        found = _size_spectrum(experiment, trained, size, 0)
+        found = _size_spectrum(experiment, trained, size, 0, trained.model)
         miou = localization(experiment.changed(seed=trained.recipe.seed), trained).miou
         rows.append((trained.role, trained.recipe.seed, found.eigenvalues[0], found.trace, miou))
     return pd.DataFrame(rows, columns=["network", "seed", "eigenvalue", "trace", "miou"])
 
 
-def _size_spectrum(experiment: Experiment, trained: TrainedClassifier, size: int, draw: int) -> Spectrum:
+def _size_spectrum(
+    experiment: Experiment, trained: TrainedClassifier, size: int, draw: int, load: Callable[[], nn.Module]
+) -> Spectrum:
     """The largest eigenvalue and the trace on one sample of the size study."""
-    return _spectrum(experiment, trained, size, draw, 1, experiment.recipe.hessian_size_probes, 1)
+    probes = experiment.recipe.hessian_size_probes
+    return _spectrum(experiment, trained, load, size, draw=draw, top=1, probes=probes, steps=1)
 
 
 def _spectrum(
-    experiment: Experiment, trained: TrainedClassifier, count: int, draw: int, top: int, probes: int, steps: int
+    experiment: Experiment,
+    trained: TrainedClassifier,
+    load: Callable[[], nn.Module],
+    count: int,
+    *,
+    draw: int,
+    top: int,
+    probes: int,
+    steps: int,
 ) -> Spectrum:
     tolerance = experiment.recipe.hessian_tolerance
 
@@ -228,7 +239,7 @@ def _spectrum(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the tables say it, value by value
             return spectrum(
-                trained.model(),
+                load(),
                 F.cross_entropy,
                 hessian_batches(experiment, count, draw),
                 top=top,

@@ -7,6 +7,7 @@ passes, a loss that is not finite, an operation without a second derivative.
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from tbkd_utils.hessian_products import Graph, HessianError, reverse_over_forwar
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
+
+_ROUTES: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Loss, dict[tuple, bool]]] = WeakKeyDictionary()
 
 
 class Objective:
@@ -134,7 +137,7 @@ class Objective:
     def _add(self, out: Tensor, vectors: Tensor, number: int, inputs: Tensor, targets: Tensor) -> float:
         """Add ``samples * H v`` of one batch to each row of out (b, n); returns the batch's loss."""
         if self._forward is None:
-            self._forward = self._choose(number, inputs, targets)
+            self._forward = self._known_route(number, inputs, targets)
         if not self._forward:
             graph = self._kept or self._graph(number, inputs, targets)
             self._kept = graph if self._single else None
@@ -145,6 +148,17 @@ class Objective:
             value, parts = self._forward_product(number, inputs, targets, vector)
             self._into(row, parts, len(targets))
         return value
+
+    def _known_route(self, number: int, inputs: Tensor, targets: Tensor) -> bool:
+        """The route, chosen once for a network and a loss, however many samples they are looked at on."""
+        try:
+            known = _ROUTES.setdefault(self.model, WeakKeyDictionary()).setdefault(self.loss, {})
+        except TypeError:  # a loss that cannot be a key
+            known = {}
+        made_of = self.dtype, self._single, tuple(type(module) for module in self.model.modules())
+        if made_of not in known:
+            known[made_of] = self._choose(number, inputs, targets)
+        return known[made_of]
 
     def _choose(self, number: int, inputs: Tensor, targets: Tensor) -> bool:
         """Whether to go reverse over forward, after a product by both routes of the first batch's first samples."""

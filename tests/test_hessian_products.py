@@ -105,3 +105,26 @@ def test_an_operation_without_forward_mode_falls_back():
     np.testing.assert_allclose(
         found, other_product(plain, cross_entropy, batches, vector.numpy()), rtol=1e-9, atol=1e-12
     )
+
+
+def test_the_route_is_chosen_once_for_a_network_and_a_loss_and_again_if_the_network_is_another(monkeypatch):
+    chosen = []
+    choose = Objective._choose
+    monkeypatch.setattr(Objective, "_choose", lambda self, *given: chosen.append(1) or choose(self, *given))
+
+    def look(model, loss, *sizes):
+        with left_as_found(model, 0):
+            objective = Objective(model, loss, batches_of(*sizes))
+            objective.products(torch.ones(1, objective.size))
+
+    model = network(4)
+    look(model, cross_entropy, 5, 3)
+    look(model, cross_entropy, 3, 4, 2)
+    assert len(chosen) == 1
+    look(model, nn.CrossEntropyLoss(label_smoothing=0.1), 5, 3)  # another loss
+    look(network(4), cross_entropy, 5, 3)  # another network
+    look(model, cross_entropy, 5)  # data of one batch, whose graph can be kept
+    assert len(chosen) == 4
+    model[4] = nn.Tanh()
+    look(model, cross_entropy, 5, 3)
+    assert len(chosen) == 5
