@@ -266,9 +266,11 @@ class Experiment:
 
 
 def _cell(value: Any, digits: int) -> str:
-    """A table's cell as text: floats rounded, nothing where there is no value."""
+    """A table's cell as text: floats rounded, tiny ones as a power of ten, nothing where there is no value."""
     if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.{digits}f}"
+        if np.isnan(value):
+            return ""
+        return f"{value:.0e}" if 0 < abs(value) < 0.5 * 10**-digits else f"{value:.{digits}f}"
     return "" if value is None else str(value)
 
 

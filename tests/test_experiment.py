@@ -436,6 +436,13 @@ def test_a_table_is_written_with_every_digit_and_rounded_for_reading(opened) -> 
     assert "| 0.3 |" in (experiment.figures / "table_0.md").read_text().replace("  ", "")
 
 
+def test_what_would_round_to_nothing_is_shown_as_a_power_of_ten(opened) -> None:
+    experiment = opened()
+    experiment.save_table(pd.DataFrame({"residual": [0.0, 1.93e-6, -4e-5, 0.0004]}), "tiny")
+    lines = (experiment.figures / "tiny.md").read_text().splitlines()[2:]
+    assert [line.strip("| ") for line in lines] == ["0.0000", "2e-06", "-4e-05", "0.0004"]
+
+
 def test_an_empty_table_is_written_with_its_columns(opened) -> None:
     experiment = opened()
     experiment.save_table(pd.DataFrame(columns=["network", "energy"]), "empty")
