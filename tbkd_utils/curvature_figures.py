@@ -100,10 +100,9 @@ def flatness_and_miou(rows: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     for who, table in by_network(rows):
         axes.plot(table["trace"], table["miou"], _MARKERS[who], color=COLORS[who], label=who, linestyle="none")
+        away = (5, -10) if who == "teacher" else (5, 4)  # below and above, for dots that lie close together
         for row in table.itertuples():
-            axes.annotate(
-                f"seed {row.seed}", (row.trace, row.miou), xytext=(5, 4), textcoords="offset points", fontsize=8
-            )
+            axes.annotate(f"seed {row.seed}", (row.trace, row.miou), away, textcoords="offset points", fontsize=8)
     axes.margins(0.25)
     axes.set(xlabel="trace of the Hessian", ylabel="mIOU")
     axes.legend(frameon=False)
