@@ -1,4 +1,4 @@
-"""The closed form of Grad-CAM through `torch.compile`: for sets so large that a minute of compiling pays."""
+"""The closed form of Grad-CAM through `torch.compile`: for sets so large that compiling pays."""
 
 import torch
 import torch.nn.functional as F

@@ -45,15 +45,16 @@ def class_activation_maps(
         relu: Whether negative values become 0. Captum's own default is not to; the paper's reference does.
         batch_size: Images at a time, of a tensor; it does not change the result.
         method: `auto` for the closed form where there is one; `captum` for captum everywhere, as in the paper.
-        compiled: Whether the closed form runs through `torch.compile`: nearly twice as fast after a minute's compiling,
-            the same to rounding. It needs a C++ compiler.
+        compiled: Whether the closed form runs through `torch.compile`: somewhat faster after some ten seconds of
+            compiling, the same to rounding (`benchmarks/RESULTS.md`). It needs a C++ compiler.
 
     Returns:
         float32 (n, h, w), for a 224-pixel image and a ResNet 7x7.
 
     Raises:
-        HeatmapError: If the images have another shape or type, the layer does not exist or gives no maps, the class
-            does not exist, or the network cannot be compiled.
+        HeatmapError: If the images have another shape or type, the layer does not exist or gives no maps, or the
+            class does not exist.
+        CompileError: If the network cannot be compiled.
     """
     if target < 0:
         raise HeatmapError(f"Class {target} cannot be explained: expected 0 or more.")
