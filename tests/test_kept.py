@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tbkd_utils.kept import ROWS, kept_result, kept_rows
-from tbkd_utils.runs import Run
+from tbkd_utils.runs import Run, RunWarning
 
 
 @dataclass(frozen=True)
@@ -52,5 +52,5 @@ def test_a_table_keeps_every_digit_and_is_made_again_if_it_was_changed(run: Run)
     pd.testing.assert_frame_equal(kept_rows(run, lambda: table), table, check_exact=True)
     pd.testing.assert_frame_equal(kept_rows(run, lambda: pytest.fail("computed again")), table, check_exact=True)
     run.file(ROWS).unlink()
-    with pytest.warns(UserWarning):
+    with pytest.warns(RunWarning, match="rows.csv is missing"):
         pd.testing.assert_frame_equal(kept_rows(run, lambda: table), table, check_exact=True)
