@@ -1,5 +1,6 @@
 """The input path on one core: ours from the cache, against torchvision's transforms on PIL images."""
 
+import functools
 import tempfile
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def measure() -> list[Row]:
         for record in records:  # TBX11K's PNGs have three equal channels
             Image.open(record.path).convert("RGB").save(record.path)
         recipe = Recipe.named("paper", workers=0, batch_size=32)
-        run_at = lambda kind, settings: Run.at(Path(folder) / "runs", kind, settings)  # noqa: E731
+        run_at = functools.partial(Run.at, Path(folder) / "runs")
         first = in_turns({"build": lambda: load_samples(records, run_at, 256, 224)}, rounds=1, warm_up=0)
         samples = load_samples(records, run_at, 256, 224)
         reference = DataLoader(Reference([r.path for r in records], [r.label for r in records]), 32, shuffle=True)

@@ -391,8 +391,8 @@ def test_a_relative_name_never_leaves_its_folder(text: str) -> None:
         name = relative_name(text, "here")
     except DatasetError:
         return
-    inside = os.path.normpath(os.path.join("/root/imgs", name))
-    assert inside.startswith("/root/imgs/")
+    inside = os.path.normpath(os.path.join("/data/imgs", name))
+    assert inside.startswith("/data/imgs/")
 
 
 # --- Kaggle's copy ------------------------------------------------------------------------------------------
