@@ -138,7 +138,7 @@ def landscape_rows(experiment: Experiment, networks: Sequence[TrainedClassifier]
     """
     tables = []
     for trained in networks:
-        run = experiment.run_at("landscape", experiment.recipe.part("curvature") | _made_from(trained))
+        run = experiment.run_at("landscape", experiment.recipe.differences("curvature") | _made_from(trained))
         tables.append(kept_rows(run, partial(_landscape, experiment, trained)))
     return pd.concat(tables, ignore_index=True)
 
@@ -166,7 +166,7 @@ def rise_table(experiment: Experiment, networks: Sequence[TrainedClassifier]) ->
     """
     recipe, rows = experiment.recipe, []
     for trained in networks:
-        run = experiment.run_at("rise", recipe.part("curvature") | _made_from(trained))
+        run = experiment.run_at("rise", recipe.differences("curvature") | _made_from(trained))
         draws = kept_rows(run, partial(_rise, experiment, trained))
         stderr = draws["rise"].std(ddof=1) / len(draws) ** 0.5
         rows.append((trained.role, recipe.landscape_radius, draws["loss"][0], draws["rise"].mean(), stderr, len(draws)))

@@ -138,7 +138,7 @@ def localization(experiment: Experiment, trained: TrainedClassifier) -> Localiza
         )
     min_area = float(np.quantile(areas, recipe.min_area_quantile))
 
-    heat = experiment.run_at("heatmaps", _made_from(experiment, trained) | recipe.part("heatmaps") | {
+    heat = experiment.run_at("heatmaps", _made_from(experiment, trained) | recipe.differences("heatmaps") | {
         "scored_images": recipe.scored_images
     })  # fmt: skip
     with heat.making() as needed:
@@ -148,7 +148,7 @@ def localization(experiment: Experiment, trained: TrainedClassifier) -> Localiza
             )
     maps = read_tensors(heat.file("maps.safetensors"))["maps"].numpy()
 
-    run = experiment.run_at("localization", {"heatmaps": heat.path.name} | recipe.part("scores"))
+    run = experiment.run_at("localization", {"heatmaps": heat.path.name} | recipe.differences("scores"))
     found = Localization(trained.role, samples, maps, min_area, run, experiment)
     with run.making() as needed:
         if needed:

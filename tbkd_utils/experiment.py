@@ -130,7 +130,7 @@ class Experiment:
         if self.data is not None:
             return find_layout(self.data).root
         recipe = self.recipe
-        run = self.run_at("synthetic", {"spec": recipe.part("synthetic")})
+        run = self.run_at("synthetic", {"spec": recipe.differences("synthetic")})
         with run.making() as needed:
             if needed:
                 target = run.file("TBX11K")
@@ -242,7 +242,7 @@ class Experiment:
             role: `teacher`, or `student` which depends on the distillation as well.
         """
         parts = ("data", "pixels", "training") + (("distillation",) if role == "student" else ())
-        settings = self.recipe.part(*parts) | {"fingerprint": self.fingerprint}
+        settings = self.recipe.differences(*parts) | {"fingerprint": self.fingerprint}
         weights = Path(self.recipe.weights).expanduser()
         return settings | ({"weights_sha256": file_sha256(weights)} if weights.is_file() else {})
 

@@ -1,8 +1,9 @@
 """Every setting of an experiment, in one frozen dataclass, and the presets that users name.
 
 The defaults are the paper's values (arXiv 2512.11057, sections 3.2-3.4); a preset says only how it differs. Each
-field belongs to a *part* of the pipeline. A run folder's name is a digest over the parts that its content depends on,
-so that a change of the box threshold, say, never retrains a network.
+field belongs to a *part* of the pipeline. A run folder's name is a digest over what differs from the
+defaults in the parts that its content depends on: neither another box threshold nor a setting that is added later
+retrains a network.
 """
 
 import dataclasses
@@ -227,6 +228,18 @@ class Recipe:
         chosen = [spec for spec in dataclasses.fields(self) if spec.metadata["part"] in parts]
         values = {spec.name: getattr(self, spec.name) for spec in chosen}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    def differences(self, *parts: str) -> dict[str, Any]:
+        """Returns those settings of the given parts that are not the defaults: what names a run folder.
+
+        So a setting that is added later, at the value that was meant before, renames nothing. It follows that a default
+        never changes its value without a new `runs.FORMAT`.
+
+        Raises:
+            RecipeError: If there is no such part.
+        """
+        default = type(self)().part(*parts)
+        return {key: value for key, value in self.part(*parts).items() if value != default[key]}
 
     def changed(self, **changes: Any) -> Self:
         """Returns a copy with some fields changed, checked like a new recipe."""

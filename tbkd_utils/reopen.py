@@ -17,6 +17,11 @@ from tbkd_utils.training import TrainedClassifier
 from tbkd_utils.training_files import LOCATING
 
 ROLES = ("teacher", "student")
+TRAINED_UNDER = {
+    "teacher": ("data", "pixels", "training"),
+    "student": ("data", "pixels", "training", "distillation"),
+}
+"""The parts of a recipe that make a network; its `settings.json` names what differs from the defaults in them."""
 NOT_SETTINGS = ("kind", "fingerprint", "weights_sha256")  # in settings.json, beside the recipe's
 CHANGEABLE = ("heatmaps", "scores", "execution")
 """The parts of a recipe that may differ from those a network was trained under."""
@@ -58,7 +63,8 @@ def open_trained(
             f"{path}: the folder does not say which recipe it belongs to, and the folder around it is called "
             f"'{name}'. Name the recipe with --recipe (recipe= in Python), one of {', '.join(PRESETS)}."
         )
-    trained_under = {key: value for key, value in settings.items() if key not in NOT_SETTINGS}
+    parts = TRAINED_UNDER[settings["kind"]]
+    trained_under = Recipe().part(*parts) | {k: v for k, v in settings.items() if k not in NOT_SETTINGS}
     found = Recipe.named(name, **trained_under, **noted.get("settings", {}))
     changeable = found.part(*CHANGEABLE)
     for key in overrides or {}:
@@ -148,9 +154,10 @@ def _no_network(path: Path) -> str:
 def _what_differs(folder: Path) -> str:
     """The settings of a network that are not its preset's, as in `seed=1`."""
     settings = read_json(folder / "settings.json") or {}
-    preset = folder.resolve().parent.name
+    preset, parts = folder.resolve().parent.name, TRAINED_UNDER.get(settings.get("kind"), ())
     if preset not in PRESETS:
         return ""
-    usual = Recipe.named(preset).part("data", "pixels", "training", "distillation")
-    changed = [f"{key}={value}" for key, value in settings.items() if key in usual and usual[key] != value]
+    usual, default = Recipe.named(preset).part(*parts), Recipe().part(*parts)
+    used = {key: settings.get(key, default[key]) for key in usual}
+    changed = [f"{key}={value}" for key, value in used.items() if usual[key] != value]
     return ", ".join(changed) or "(the recipe's own settings)"

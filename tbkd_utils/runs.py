@@ -26,7 +26,7 @@ import torch
 
 from tbkd_utils.errors import TbkdError
 
-FORMAT = 1  # raise it when the content of run folders changes its meaning: old ones are then made anew
+FORMAT = 2  # raise it when the content of run folders changes its meaning: old ones are then made anew
 DONE = "done.json"
 
 

@@ -117,7 +117,7 @@ def shortcut(experiment: Experiment, trained: TrainedClassifier) -> Shortcut:
         )
     samples = experiment.test.subset(places)
     made_from = {"network": trained.run.path.name, "keep": trained.recipe.keep, "cam_upsampling": recipe.cam_upsampling}
-    run = experiment.run_at("shortcut", made_from | recipe.part("heatmaps"))
+    run = experiment.run_at("shortcut", made_from | recipe.differences("heatmaps"))
     found = Shortcut(trained.role, samples, np.stack(boxes), run, experiment)
     with run.making() as needed:
         if needed:

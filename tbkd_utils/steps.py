@@ -70,7 +70,7 @@ class Step:
         """The run folder with the executed notebook."""
         recipe = self.experiment.recipe
         parts = {part for part, *_ in recipe.settings()} - {"label", "execution"}
-        settings = recipe.part(*_PARTS.get(self.notebook.name[:2], sorted(parts))) | {
+        settings = recipe.differences(*_PARTS.get(self.notebook.name[:2], sorted(parts))) | {
             "source": _source_sha256(self.notebook),
             "package": _package_sha256(),
             "fingerprint": self.experiment.fingerprint,

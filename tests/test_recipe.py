@@ -380,3 +380,12 @@ def test_settings_lists_every_field_with_its_meaning():
     assert [name for _, name, _, _ in rows] == list(FIELDS)
     assert ("training", "seed", 3, FIELDS["seed"].metadata["help"]) in rows
     assert all(part in PARTS and meaning for part, _, _, meaning in rows)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_differences_are_what_is_not_the_default(preset):
+    recipe = Recipe.named(preset, temperature=2.0, seed=3)
+    found = recipe.differences("training", "distillation")
+    assert found["seed"] == 3
+    assert "temperature" not in found
+    assert Recipe(**found).part("training", "distillation") == recipe.part("training", "distillation")
