@@ -88,7 +88,7 @@ def write_page(experiment: Experiment, verdicts: pd.DataFrame, summary: str) -> 
     Raises:
         RunError: If it cannot be written.
     """
-    source = importlib.resources.files("tbkd_utils").joinpath("report.html.j2").read_text()
+    source = importlib.resources.files("tbkd_utils.views").joinpath("report.html.j2").read_text()
     environment_ = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment_.from_string(source).render(
         recipe=experiment.recipe,

@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 from tqdm import tqdm
 
+import tbkd_utils
 from tbkd_utils.executors import Inline, threads_each
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.grid import (
@@ -35,7 +36,7 @@ def series(folder: Path | None = None) -> list[Path]:
     Raises:
         NotebookError: If there are none.
     """
-    folder = folder if folder is not None else Path(__file__).resolve().parent.parent / "notebooks"
+    folder = folder if folder is not None else Path(tbkd_utils.__file__).resolve().parent.parent / "notebooks"
     found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not found:
         raise NotebookError(

@@ -15,11 +15,13 @@ import nbformat
 import papermill
 from papermill.exceptions import PapermillException, PapermillExecutionError
 
+import tbkd_utils
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.runs import Run, file_sha256, read_json, write_json
 from tbkd_utils.training_files import ENVIRONMENT
 
+PACKAGE = Path(tbkd_utils.__file__).parent
 RECORD = "record.json"
 FAILED = "failed.json"
 TRAINS = {"02": "teacher", "03": "student"}  # the notebooks that train a network
@@ -247,7 +249,7 @@ def _source_sha256(path: Path) -> str:
 
 
 def _package_sha256() -> str:
-    package = "".join(file_sha256(module) for module in sorted(Path(__file__).parent.glob("*.py")))
+    package = "".join(file_sha256(module) for module in sorted(PACKAGE.rglob("*.py")))
     return hashlib.sha256(package.encode()).hexdigest()
 
 
