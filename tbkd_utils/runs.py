@@ -6,6 +6,7 @@ marker is resumed or redone, never believed.
 """
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -16,9 +17,10 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import filelock
+import numpy as np
 import pandas as pd
 import safetensors
 import safetensors.torch
@@ -242,3 +244,50 @@ class Run:
 def _hidden(path: Path) -> bool:
     """Whether a name in a relative path begins with a dot."""
     return any(part.startswith(".") for part in path.parts)
+
+
+ARRAYS = "arrays.safetensors"
+NUMBERS = "numbers.json"
+ROWS = "rows.csv"
+Result = TypeVar("Result")
+
+
+def kept_result(run: Run, kind: type[Result], compute: Callable[[], Result]) -> Result:
+    """Returns a result that is a dataclass of arrays, numbers and tuples of numbers.
+
+    Args:
+        run: The folder that it is kept in; its settings have to say all that the result depends on.
+        kind: The dataclass.
+        compute: Called if the folder does not hold it yet.
+
+    Raises:
+        RunError: If the folder cannot be written.
+    """
+    with run.making() as needed:
+        if needed:
+            found = compute()
+            values = {field.name: getattr(found, field.name) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+            arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+            tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+            write_tensors(run.file(ARRAYS), tensors)
+            write_json(run.file(NUMBERS), {name: value for name, value in values.items() if name not in arrays})
+    stored: dict[str, Any] = {name: tensor.numpy() for name, tensor in read_tensors(run.file(ARRAYS)).items()}
+    for name, value in json.loads(run.file(NUMBERS).read_text()).items():
+        stored[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**stored)
+
+
+def kept_rows(run: Run, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """Returns a table that is kept as a CSV file.
+
+    Args:
+        run: As in `kept_result`.
+        compute: As in `kept_result`.
+
+    Raises:
+        RunError: If the folder cannot be written.
+    """
+    with run.making() as needed:
+        if needed:
+            write_csv(run.file(ROWS), compute())
+    return pd.read_csv(run.file(ROWS))

@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tbkd_utils.kept import ROWS, kept_result, kept_rows
-from tbkd_utils.runs import Run, RunWarning
+from tbkd_utils.runs import ROWS, Run, RunWarning, kept_result, kept_rows
 
 
 @dataclass(frozen=True)
