@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from tbkd_utils.figures import COLORS, MARKERS, STYLES
 from tbkd_utils.grid import ARMS, STUDENT, TEACHER
+from tbkd_utils.metrics.statistics import across_seeds
 from tbkd_utils.report import TABLE_3
-from tbkd_utils.statistics import across_seeds
 
 SEED_MARKERS = "osD^vP*X"
 

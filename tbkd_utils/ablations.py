@@ -8,14 +8,14 @@ import pandas as pd
 from tbkd_utils.evaluation import Localization
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.grid import ARMS, CONTROLS, STUDENT, TEACHER, Cell
-from tbkd_utils.report import TABLE_3
-from tbkd_utils.statistics import (
+from tbkd_utils.metrics.statistics import (
     SeedSummary,
     across_seeds,
     bootstrap_interval,
     paired_difference,
     paired_permutation_test,
 )
+from tbkd_utils.report import TABLE_3
 
 COMPARED = ((STUDENT, TEACHER), *((STUDENT, arm) for arm in CONTROLS), *((arm, TEACHER) for arm in CONTROLS))
 """Which arms are set against which: the paper's comparison, then the student and the controls."""

@@ -8,9 +8,9 @@ from scipy import stats
 
 from tbkd_utils.curvature_figures import by_network, ratios
 from tbkd_utils.hessian import Spectrum
+from tbkd_utils.metrics.statistics import across_seeds
 from tbkd_utils.pyhessian_adapter import PyHessianNumbers
 from tbkd_utils.report import TABLE_1, TABLE_2
-from tbkd_utils.statistics import across_seeds
 
 
 def table_1(spectra: Mapping[str, Spectrum], theirs: Mapping[str, PyHessianNumbers]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from tbkd_utils.ablations import interval_verdict
 from tbkd_utils.dataset_check import DatasetReport
 from tbkd_utils.evaluation import Localization, localization, probabilities
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.statistics import bootstrap_interval
+from tbkd_utils.metrics.statistics import bootstrap_interval
 from tbkd_utils.training import TrainedClassifier
 from tbkd_utils.verdicts import FAILS, HOLDS, OPEN
 

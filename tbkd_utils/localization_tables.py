@@ -23,7 +23,7 @@ from tbkd_utils.localization import (
     hit_of,
     scores_of,
 )
-from tbkd_utils.statistics import bootstrap_interval, bootstrap_metric
+from tbkd_utils.metrics.statistics import bootstrap_interval, bootstrap_metric
 
 DELTAS = (0.3, 0.5, 0.7)
 """IoU levels of MaxBoxAccV2 (Choe et al., CVPR 2020)."""

@@ -7,8 +7,8 @@ import pandas as pd
 
 from tbkd_utils.evaluation import Localization, paired_rows
 from tbkd_utils.experiment import Experiment
+from tbkd_utils.metrics.statistics import bootstrap_interval, paired_permutation_test
 from tbkd_utils.recipe import Recipe
-from tbkd_utils.statistics import bootstrap_interval, paired_permutation_test
 
 NETWORKS = ("teacher", "student")
 

@@ -20,7 +20,7 @@ from tbkd_utils.localization import (
     pointing_hit,
 )
 from tbkd_utils.localization_tables import SCORES, max_box_acc, score_rows, summarize, threshold_curve, threshold_rows
-from tbkd_utils.statistics import bootstrap_interval
+from tbkd_utils.metrics.statistics import bootstrap_interval
 
 
 def test_threshold_rows_and_curve_are_the_loop():

@@ -15,7 +15,8 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from tbkd_utils.classification import (
+from tbkd_utils.errors import TbkdError
+from tbkd_utils.metrics.classification import (
     METRICS,
     ClassificationError,
     classification_metrics,
@@ -23,7 +24,6 @@ from tbkd_utils.classification import (
     classification_summary,
     metrics_from_counts,
 )
-from tbkd_utils.errors import TbkdError
 
 TEACHER = {"tp": 182, "fn": 18, "tn": 1585, "fp": 15}
 STUDENT = {"tp": 196, "fn": 4, "tn": 1577, "fp": 23}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.statistics import (
+from tbkd_utils.metrics.statistics import (
     SeedSummary,
     StatisticsError,
     across_seeds,
@@ -54,7 +54,7 @@ def test_interval_of_two_values_is_the_exact_quantile():
 def test_interval_does_not_depend_on_how_the_draws_are_cut(monkeypatch):
     x = np.random.default_rng(0).random(37)
     whole = bootstrap_interval(x, resamples=101, seed=4)
-    monkeypatch.setattr("tbkd_utils.statistics._CHUNK", 100)
+    monkeypatch.setattr("tbkd_utils.metrics.statistics._CHUNK", 100)
     assert bootstrap_interval(x, resamples=101, seed=4) == whole
 
 

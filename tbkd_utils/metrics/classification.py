@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.statistics import bootstrap_metric
+from tbkd_utils.metrics.statistics import bootstrap_metric
 
 METRICS = ("accuracy", "auc", "sensitivity", "specificity", "average_precision", "average_recall")
 """The metrics in the order of Table 4."""
