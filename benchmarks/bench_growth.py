@@ -35,10 +35,10 @@ class Private(threading.Thread):
 
 def one_size(count: int) -> None:
     """Draws, reads, caches, feeds for one epoch, trains for one epoch and makes heatmaps; prints seconds and bytes."""
+    from tbkd_utils.data.loaders import training_loader
+    from tbkd_utils.data.transforms import normalise
     from tbkd_utils.evaluation import localization, probabilities
     from tbkd_utils.experiment import Experiment
-    from tbkd_utils.feeding import training_loader
-    from tbkd_utils.preprocess import normalise
     from tbkd_utils.training import train_teacher
 
     torch.set_num_threads(2)

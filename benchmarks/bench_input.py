@@ -11,13 +11,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from tbkd_utils.dataset import read_dataset
-from tbkd_utils.feeding import training_loader
-from tbkd_utils.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise
+from tbkd_utils.data.cache import load_samples
+from tbkd_utils.data.dataset import read_dataset
+from tbkd_utils.data.loaders import training_loader
+from tbkd_utils.data.synthetic.dataset import write_synthetic
+from tbkd_utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
 from tbkd_utils.recipe import Recipe
 from tbkd_utils.runs import Run
-from tbkd_utils.samples import load_samples
-from tbkd_utils.synthetic import write_synthetic
 
 COUNT = 128
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 
+from tbkd_utils.data.synthetic.dataset import read_synthetic_lesions
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.evaluation import Localization, paired_rows
-from tbkd_utils.synthetic import read_synthetic_lesions
 
 ORDERS = {
     "student gains most first": ("gain", False),

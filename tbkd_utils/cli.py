@@ -213,7 +213,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="Show every setting 
 @data_app.command("check")
 def data_check(folder: Annotated[Path, typer.Argument(help="The dataset's folder.")]) -> None:
     """Count what a dataset holds and name every problem; exit status 1 if there is one."""
-    from tbkd_utils.dataset_check import check_dataset
+    from tbkd_utils.data.check import check_dataset
 
     report = check_dataset(folder)
     for title, frame in report.tables().items():
@@ -235,7 +235,7 @@ def data_synthesize(
     settings: SetOption = None,
 ) -> None:
     """Write a synthetic dataset in the layout of TBX11K: drawings for trying the series, not medical data."""
-    from tbkd_utils.synthetic import write_synthetic
+    from tbkd_utils.data.synthetic.dataset import write_synthetic
 
     chosen = Recipe.named(recipe, **_overrides(settings))
     if not chosen.synthetic_train:

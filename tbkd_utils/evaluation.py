@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from tbkd_utils.boxes import boxes_from_json
+from tbkd_utils.data.cache import Samples
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.gradcam import class_activation_maps, upsample
@@ -17,7 +18,6 @@ from tbkd_utils.localization_tables import max_box_acc_row, score_rows, summariz
 from tbkd_utils.metrics.classification import classification_rows, classification_summary
 from tbkd_utils.recipe import Recipe
 from tbkd_utils.runs import Run, kept_rows, read_tensors, write_csv, write_tensors
-from tbkd_utils.samples import Samples
 from tbkd_utils.training import TrainedClassifier
 
 THRESHOLDS = np.round(np.arange(0.02, 1.0, 0.02), 2)

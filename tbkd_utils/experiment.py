@@ -16,20 +16,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tbkd_utils.dataset import (
-    Radiograph,
-    byte_identical,
-    find_layout,
-    fingerprint,
-    read_dataset,
-    require_both_classes,
-)
+from tbkd_utils.data.cache import Samples, load_samples
+from tbkd_utils.data.dataset import byte_identical, find_layout, fingerprint, read_dataset, require_both_classes
+from tbkd_utils.data.records import Radiograph
+from tbkd_utils.data.seeding import stable_seed
+from tbkd_utils.data.synthetic.dataset import write_synthetic
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.preprocess import stable_seed
 from tbkd_utils.recipe import Recipe
 from tbkd_utils.runs import Run, explained, file_sha256, write_bytes, write_csv, write_text
-from tbkd_utils.samples import Samples, load_samples
-from tbkd_utils.synthetic import write_synthetic
 
 # What is kept once it was read; the last three depend on `monitor` too.
 _READ = ("root", "test_records", "listed_train_records", "train_records", "fingerprint", "test", "full_train",

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tbkd_utils.ablations import interval_verdict
-from tbkd_utils.dataset_check import DatasetReport
+from tbkd_utils.data.check import DatasetReport
 from tbkd_utils.evaluation import Localization, localization, probabilities
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.metrics.statistics import bootstrap_interval

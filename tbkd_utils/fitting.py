@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tbkd_utils.data.seeding import stable_seed
+from tbkd_utils.data.transforms import normalise
 from tbkd_utils.distillation import distillation_loss
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.preprocess import normalise, stable_seed
 from tbkd_utils.recipe import Recipe
 
 LOSS = "monitored_loss"

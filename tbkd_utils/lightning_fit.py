@@ -15,9 +15,9 @@ from torch import nn
 
 from tbkd_utils.backbones import build_classifier
 from tbkd_utils.callbacks import AtomicCheckpoints, KeepBestAndLast, OneBar, quiet_lightning, resumable
+from tbkd_utils.data.loaders import monitor_loader, training_loader
 from tbkd_utils.devices import environment, fastest_precision, probe_precision
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.feeding import monitor_loader, training_loader
 from tbkd_utils.fitting import LOSS, Classifier
 from tbkd_utils.recipe import Recipe
 from tbkd_utils.runs import Run, write_csv, write_json, write_tensors

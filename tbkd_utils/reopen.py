@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from tbkd_utils.data.cache import scaled_areas
+from tbkd_utils.data.geometry import Geometry
+from tbkd_utils.data.images import read_image
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.images import read_image
-from tbkd_utils.preprocess import Geometry
 from tbkd_utils.recipe import PRESETS, Recipe, RecipeError
 from tbkd_utils.runs import DONE, Run, read_json
-from tbkd_utils.samples import scaled_areas
 from tbkd_utils.training import TrainedClassifier
 from tbkd_utils.training_files import LOCATING
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from tbkd_utils.data.files import ENDINGS
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.intake import ENDINGS
 from tbkd_utils.locate import Finding, Located, locate
 from tbkd_utils.overlay import overlay_png
 from tbkd_utils.suggestions import box_table, coco

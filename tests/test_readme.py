@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tbkd_utils.dataset import read_dataset
+from tbkd_utils.data.dataset import read_dataset
+from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.localization import mean_iou
-from tbkd_utils.preprocess import Geometry
 from tbkd_utils.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent

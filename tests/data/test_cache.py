@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from tbkd_utils import samples as module
-from tbkd_utils.dataset import DatasetError, Radiograph
-from tbkd_utils.images import ImageError, read_image
-from tbkd_utils.preprocess import IMAGENET_MEAN, IMAGENET_STD, Geometry
+from tbkd_utils.data import cache as module
+from tbkd_utils.data.cache import PIXELS, SIZES, PickedRows, Samples, load_samples
+from tbkd_utils.data.geometry import Geometry
+from tbkd_utils.data.images import ImageError, read_image
+from tbkd_utils.data.records import DatasetError, Radiograph
+from tbkd_utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from tbkd_utils.runs import DONE, Run, RunWarning
-from tbkd_utils.samples import PIXELS, SIZES, PickedRows, Samples, load_samples
 
 RESIZE, CROP = 40, 32
 

@@ -8,8 +8,8 @@ import pytest
 import tiny_dataset as tiny
 from PIL import Image
 
-from tbkd_utils.dataset import DatasetError
-from tbkd_utils.dataset_check import QUANTILES, check_dataset
+from tbkd_utils.data.check import QUANTILES, check_dataset
+from tbkd_utils.data.records import DatasetError
 
 EXTRA = ("da+db/train/n1.png", "da+db/train/px2.jpg", "da+db/val/n3.png", "mc+shenzhen/val/CHNCXR_0001_1.png")
 

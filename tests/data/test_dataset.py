@@ -14,17 +14,9 @@ import tiny_dataset as tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbkd_utils.dataset import (
-    DatasetError,
-    Radiograph,
-    byte_identical,
-    find_layout,
-    fingerprint,
-    read_dataset,
-    require_both_classes,
-)
+from tbkd_utils.data.dataset import byte_identical, find_layout, fingerprint, read_dataset, require_both_classes
+from tbkd_utils.data.records import DatasetError, Radiograph, box_from_xywh, relative_name
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.records import box_from_xywh, relative_name
 
 EXTRA = (
     "mc+shenzhen/train/CHNCXR_0004_0.png",

@@ -16,8 +16,8 @@ from pydicom.uid import (
 )
 from tiny_dicom import dicom
 
-from tbkd_utils import dicom as module
-from tbkd_utils.dicom import DicomError, is_dicom, read_dicom, windowed
+from tbkd_utils.data import dicom as module
+from tbkd_utils.data.dicom import DicomError, is_dicom, read_dicom, windowed
 from tbkd_utils.errors import TbkdError
 
 RAMP12 = np.arange(24 * 32, dtype=np.uint16).reshape(24, 32) * 5  # 24 high, 32 wide, 0 to 3835

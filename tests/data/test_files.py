@@ -9,9 +9,9 @@ import tiny_dataset as tiny
 from PIL import Image
 from tiny_dicom import dicom
 
-from tbkd_utils.dicom import DicomError, read_dicom
-from tbkd_utils.images import ImageError, read_image
-from tbkd_utils.intake import IntakeError, find_radiographs, picture_name, read_radiograph
+from tbkd_utils.data.dicom import DicomError, read_dicom
+from tbkd_utils.data.files import IntakeError, find_radiographs, picture_name, read_radiograph
+from tbkd_utils.data.images import ImageError, read_image
 
 RAMP = np.arange(12 * 16, dtype=np.uint16).reshape(12, 16) * 20
 

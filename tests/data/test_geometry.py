@@ -8,17 +8,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
+from tbkd_utils.data.geometry import Geometry, GeometryError
+from tbkd_utils.data.seeding import stable_seed, torch_seeded
+from tbkd_utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD, augment, normalise
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.preprocess import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Geometry,
-    GeometryError,
-    augment,
-    normalise,
-    stable_seed,
-    torch_seeded,
-)
 
 # height, width, resize, crop: square, landscape, portrait, odd leftovers (torchvision rounds them), extreme ratios
 SIZES = [

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from tbkd_utils.data.images import MAX_PIXELS, ImageError, read_image, stored_mode, to_grey
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.images import MAX_PIXELS, ImageError, read_image, stored_mode, to_grey
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 21
 COLOUR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], axis=-1)

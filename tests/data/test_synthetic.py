@@ -8,17 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tbkd_utils.data.synthetic.chest import draw_chest
+from tbkd_utils.data.synthetic.dataset import read_synthetic_tokens, write_synthetic
+from tbkd_utils.data.synthetic.lesions import OTHER_FINDINGS
+from tbkd_utils.data.synthetic.sample import CLASSES, SPLITS, SyntheticError, describe_sample, render_sample
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.synthetic import (
-    SyntheticError,
-    describe_sample,
-    read_synthetic_tokens,
-    render_sample,
-    write_synthetic,
-)
-from tbkd_utils.synthetic_chest import draw_chest
-from tbkd_utils.synthetic_lesions import OTHER_FINDINGS
-from tbkd_utils.synthetic_sample import CLASSES, SPLITS
 
 COUNTS = {"train": (3, 4, 6), "val": (2, 3, 4)}
 

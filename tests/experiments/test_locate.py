@@ -12,11 +12,11 @@ from pycocotools.coco import COCO
 from tiny_dicom import dicom, mixed
 from untrained import untrained
 
+from tbkd_utils.data.geometry import Geometry
+from tbkd_utils.data.images import read_image
 from tbkd_utils.evaluation import Localization, localization, probabilities
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.images import read_image
 from tbkd_utils.locate import Finding, Located, LocateError, locate
-from tbkd_utils.preprocess import Geometry
 from tbkd_utils.recipe import RecipeError
 from tbkd_utils.reopen import ReopenError, open_trained
 from tbkd_utils.suggestions import write_suggestions

@@ -8,6 +8,7 @@ import pytest
 import tiny_dataset as tiny
 
 from tbkd_utils import shortcut as module
+from tbkd_utils.data.synthetic.dataset import read_synthetic_tokens
 from tbkd_utils.evaluation import Localization, localization, probabilities
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.shortcut import (
@@ -19,7 +20,6 @@ from tbkd_utils.shortcut import (
     shortcut_table,
     token_energy,
 )
-from tbkd_utils.synthetic import read_synthetic_tokens
 from tbkd_utils.training import train_student, train_teacher
 
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from tbkd_utils.callbacks import ResumeWarning
+from tbkd_utils.data.loaders import EpochOrder, TrainingImages, training_loader
+from tbkd_utils.data.transforms import normalise
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.feeding import EpochOrder, TrainingImages, training_loader
 from tbkd_utils.fitting import LOSS, Classifier, TrainingError
 from tbkd_utils.lightning_fit import finished
-from tbkd_utils.preprocess import normalise
 from tbkd_utils.runs import RunWarning, file_sha256
 from tbkd_utils.training import TrainedClassifier, train_student, train_teacher
 from tbkd_utils.training_files import LOCATING, RESUME

@@ -15,9 +15,9 @@ from tiny_dicom import dicom, mixed
 from untrained import untrained
 
 from tbkd_utils import suggestions as module
-from tbkd_utils.dicom import read_dicom
+from tbkd_utils.data.dicom import read_dicom
+from tbkd_utils.data.images import ImageError, read_image
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.images import ImageError, read_image
 from tbkd_utils.locate import Located, locate
 from tbkd_utils.overlay import overlay
 from tbkd_utils.runs import RunError

@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from tbkd_utils.boxes import boxes_from_heatmap
+from tbkd_utils.data.geometry import Geometry
+from tbkd_utils.data.images import read_image
 from tbkd_utils.diagrams import framework
 from tbkd_utils.evaluation import Localization, localization
 from tbkd_utils.experiment import Experiment
@@ -34,8 +36,6 @@ from tbkd_utils.figures import (
     spread_of_cases,
     threshold_curves,
 )
-from tbkd_utils.images import read_image
-from tbkd_utils.preprocess import Geometry
 from tbkd_utils.recipe import Recipe
 from tbkd_utils.report import table_3
 from tbkd_utils.training import train_student, train_teacher

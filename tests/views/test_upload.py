@@ -12,8 +12,8 @@ import pytest
 from tiny_dicom import dicom, mixed
 from untrained import untrained
 
+from tbkd_utils.data.images import read_image
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.images import read_image
 from tbkd_utils.locate import locate
 from tbkd_utils.suggestions import coco
 from tbkd_utils.training import TrainedClassifier

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tbkd_utils.dataset_check import DatasetReport, check_dataset
+from tbkd_utils.data.check import DatasetReport, check_dataset
 from tbkd_utils.evaluation import Localization, classification, localization, probabilities
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.findings import (

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import tiny_dataset as tiny
 
-from tbkd_utils.dataset import Radiograph
+from tbkd_utils.data.records import Radiograph
 from tbkd_utils.evaluation import EvaluationError, Localization, classification, localization
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.metrics.classification import METRICS, metrics_from_counts

@@ -18,13 +18,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tbkd_utils.synthetic_sample import CLASSES, SPLITS, Sample, SyntheticError, describe_sample, render_sample
-
-__all__ = ["Sample", "SyntheticError", "describe_sample", "read_synthetic_lesions", "read_synthetic_tokens",
-           "render_sample", "write_synthetic"]  # fmt: skip
+from tbkd_utils.data.synthetic.sample import CLASSES, SPLITS, Sample, SyntheticError, describe_sample, render_sample
 
 Part = TypeVar("Part")
-
 _CATEGORIES = ("ActiveTuberculosis", "ObsoletePulmonaryTuberculosis", "PulmonaryTuberculosis")
 _FORMAT = 1  # raise when the same spec draws other pixels
 _NOTICE = (

@@ -9,10 +9,8 @@ from tbkd_utils.errors import TbkdError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 """The file formats that are tried; the content decides, not the file's ending."""
-
 MAX_PIXELS = 89_478_485
 """Larger images are refused before decoding (Pillow's own limit against decompression bombs)."""
-
 # What Pillow raises on damaged files: not OSError alone.
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError)
 

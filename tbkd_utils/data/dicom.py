@@ -8,12 +8,11 @@ import numpy as np
 import pydicom
 from pydicom.pixels import apply_modality_lut, get_decoder, pixel_array
 
-from tbkd_utils.images import MAX_PIXELS, ImageError
+from tbkd_utils.data.images import MAX_PIXELS, ImageError
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 INSTALL = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-
 # What pydicom and its decoders raise on damaged or odd files.
 _ERRORS = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, RuntimeError, OverflowError)
 

@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float32]
 Points = NDArray[np.float64]
-
 # Outer border of the lung: |u| at v, from the apex down to the costophrenic angle.
 _WALL_V = np.array([0.0, 0.03, 0.08, 0.17, 0.32, 0.5, 0.7, 0.88, 1.0])
 _WALL_U = np.array([0.44, 0.57, 0.69, 0.81, 0.91, 0.96, 1.0, 1.0, 0.98])

@@ -9,9 +9,11 @@ from typing import BinaryIO, Self
 import numpy as np
 import torch
 
-from tbkd_utils.dataset import DatasetError, Radiograph, fingerprint
-from tbkd_utils.images import read_image, to_grey
-from tbkd_utils.preprocess import Geometry, normalise
+from tbkd_utils.data.dataset import fingerprint
+from tbkd_utils.data.geometry import Geometry
+from tbkd_utils.data.images import read_image, to_grey
+from tbkd_utils.data.records import DatasetError, Radiograph
+from tbkd_utils.data.transforms import normalise
 from tbkd_utils.runs import Run, write_atomic
 
 PIXELS = "pixels.npy"

@@ -7,16 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tbkd_utils.dicom import is_dicom, read_dicom
+from tbkd_utils.data.dicom import is_dicom, read_dicom
+from tbkd_utils.data.images import ImageError, read_image
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.images import ImageError, read_image
 
 DICOM_ENDINGS = (".dcm", ".dicom")
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", *DICOM_ENDINGS)
 """Endings of files in a folder that are taken for radiographs; a DICOM file may have any name."""
-
 LONGEST_NAME = 220  # bytes; file systems allow 255, of which names made from it take some
-
 LONGEST = 10
 """The longer side of a radiograph, in shorter sides; what exceeds it is a strip or a scan line."""
 

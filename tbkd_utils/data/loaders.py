@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tbkd_utils.preprocess import augment, stable_seed
+from tbkd_utils.data.cache import Samples
+from tbkd_utils.data.seeding import stable_seed
+from tbkd_utils.data.transforms import augment
 from tbkd_utils.recipe import Recipe
-from tbkd_utils.samples import Samples
 
 
 class EpochOrder(Sampler[tuple[int, int]]):

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tbkd_utils.data.synthetic.chest import Patient, draw_chest, expose
+from tbkd_utils.data.synthetic.lesions import OTHER_FINDINGS, Lesion, draw_lesions, paint_lesions, paint_other
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.synthetic_chest import Patient, draw_chest, expose
-from tbkd_utils.synthetic_lesions import OTHER_FINDINGS, Lesion, draw_lesions, paint_lesions, paint_other
 
 SPLITS = ("train", "val")
 CLASSES = ("health", "sick", "tb")  # the folders of TBX11K, and the order of the counts

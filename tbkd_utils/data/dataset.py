@@ -6,21 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tbkd_utils.kaggle import Kaggle
-from tbkd_utils.records import CATEGORIES, DatasetError, Problem, Radiograph
-from tbkd_utils.tbx11k import Tbx11k
-
-__all__ = [
-    "CATEGORIES",
-    "DatasetError",
-    "Radiograph",
-    "byte_identical",
-    "find_layout",
-    "fingerprint",
-    "read_dataset",
-    "require_both_classes",
-    "split_records",
-]
+from tbkd_utils.data.readers.tbx11k import Tbx11k
+from tbkd_utils.data.readers.tbx11k_kaggle import Kaggle
+from tbkd_utils.data.records import DatasetError, Problem, Radiograph
 
 LAYOUTS = (Tbx11k, Kaggle)
 

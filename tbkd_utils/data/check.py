@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tbkd_utils.dataset import CATEGORIES, Radiograph, byte_identical, find_layout, split_records
+from tbkd_utils.data.dataset import byte_identical, find_layout, split_records
+from tbkd_utils.data.images import read_image, stored_mode
+from tbkd_utils.data.readers.tbx11k import CATEGORIES
+from tbkd_utils.data.records import Radiograph
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.images import read_image, stored_mode
 
 KINDS = ("tb", "sick", "health", "no_tb")
 """The classes in the order of the report; "no_tb" is what is known of a normal extra image."""
-
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 """The quantiles of box area that the report shows."""
-
 _IMAGE_TYPES: dict[str, Any] = {
     "split": str,
     "name": str,

@@ -14,11 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tbkd_utils.synthetic_chest import Array, Chest, Patient, chest_wall, cloud, smooth_step
+from tbkd_utils.data.synthetic.chest import Array, Chest, Patient, chest_wall, cloud, smooth_step
 
 ACTIVE, LATENT = 1, 2  # the category ids of TBX11K: ActiveTuberculosis, ObsoletePulmonaryTuberculosis
 OTHER_FINDINGS = ("effusion", "cardiomegaly", "haze")
-
 # Area of a box as a share of the image, at these quantiles, from the annotations of TBX11K's train and val splits.
 _QUANTILES = [0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0]
 _AREAS = [0.002, 0.0112, 0.0178, 0.034, 0.055, 0.0803, 0.1125, 0.143, 0.265]

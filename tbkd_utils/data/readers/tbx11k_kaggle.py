@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tbkd_utils.records import (
-    KIND_LABELS,
+from tbkd_utils.data.readers.tbx11k import KIND_LABELS
+from tbkd_utils.data.records import (
     DatasetError,
     Problem,
     Radiograph,
@@ -21,7 +21,6 @@ from tbkd_utils.records import (
 )
 
 COLUMNS = ("fname", "image_height", "image_width", "source", "bbox", "target", "tb_type", "image_type")
-
 _TARGET_LABELS = {"no_tb": 0, "tb": 1}
 _IMAGE_TYPE_KINDS = {
     "healthy": "health",

@@ -11,12 +11,6 @@ import numpy as np
 
 from tbkd_utils.errors import TbkdError
 
-CATEGORIES = {1: "ActiveTuberculosis", 2: "ObsoletePulmonaryTuberculosis", 3: "PulmonaryTuberculosis"}
-"""TBX11K's box categories: 1 active, 2 latent, 3 uncertain (no box in train and val)."""
-
-KIND_LABELS = {"tb": 1, "sick": 0, "health": 0}
-"""TBX11K's class folders and the label that each gives: 0 no TB, 1 TB."""
-
 
 class DatasetError(TbkdError, ValueError):
     """A dataset on disk that cannot be used as it is."""

@@ -1,25 +1,16 @@
-"""From a stored radiograph to the network's input and back: pixels and boxes through the same geometry.
+"""A stored radiograph's way to the network's input and back: pixels and boxes through the same resize and crop.
 
-Paper section 3.2.1: resize to 256, crop the centre 224, RandAugment (training only), ImageNet mean and standard
-deviation. The paper does not say how boxes follow; here they take the same resize and crop as the pixels.
+Paper section 3.2.1: resize to 256, crop the center 224. The paper does not say how boxes follow; here they take the same
+resize and crop as the pixels.
 """
 
-import contextlib
-import functools
-import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from PIL import Image
-from torchvision.transforms import RandAugment
 
 from tbkd_utils.errors import TbkdError
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class GeometryError(TbkdError, ValueError):
@@ -131,64 +122,3 @@ def _boxes(boxes: np.ndarray) -> np.ndarray:
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise GeometryError(f"Expected boxes of shape (k, 4), xyxy; got {boxes.shape}.")
     return boxes
-
-
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """Scales pixels to [0, 1] and standardises them by ImageNet's mean and standard deviation.
-
-    Args:
-        pixels: uint8 (n, H, W) grey, or (n, H, W, 3).
-
-    Returns:
-        float32 (n, 3, H, W); a grey image stands in all three channels.
-    """
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(1, 3, 1, 1)
-    channels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)  # (n, 1 or 3, H, W)
-    return channels.float().div_(255).sub(mean).div_(std)  # in place where it can be: the work is moving memory
-
-
-def stable_seed(*parts: int | str) -> int:
-    """Returns a 63-bit seed that depends on the parts alone, the same on every machine."""
-    text = "/".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()) >> 1
-
-
-@contextlib.contextmanager
-def torch_seeded(seed: int) -> Iterator[None]:
-    """Seeds torch's CPU generator for a block and puts its state back afterwards."""
-    state = torch.random.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.random.set_rng_state(state)
-
-
-def augment(image: np.ndarray, operations: int, magnitude: int, seed: int) -> np.ndarray:
-    """Applies torchvision's RandAugment (Cubuk et al. 2019) with random choices that depend on `seed` alone.
-
-    Args:
-        image: uint8 (H, W) or (H, W, 3).
-        operations: Operations in a row; 0 returns the image as it is.
-        magnitude: Strength of each, 0 to 30.
-        seed: Seed of every random choice; use `stable_seed(seed, epoch, sample)`.
-
-    Returns:
-        uint8, same shape.
-    """
-    if operations == 0:
-        return image
-    with torch_seeded(seed):
-        return np.asarray(_rand_augment(operations, magnitude)(Image.fromarray(image)))
-
-
-class _RandAugment(RandAugment):
-    """torchvision's, which lists its operations and their magnitudes anew for every image; this one remembers."""
-
-    _augmentation_space = functools.lru_cache(maxsize=32)(RandAugment._augmentation_space)
-
-
-@functools.lru_cache(maxsize=32)
-def _rand_augment(operations: int, magnitude: int) -> RandAugment:
-    return _RandAugment(operations, magnitude)

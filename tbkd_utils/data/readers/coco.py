@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tbkd_utils.records import (
-    CATEGORIES,
+from tbkd_utils.data.readers.tbx11k import CATEGORIES
+from tbkd_utils.data.records import (
     DatasetError,
     Problem,
     box_from_xywh,

@@ -5,19 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tbkd_utils.coco import Annotated, read_coco
-from tbkd_utils.records import (
-    KIND_LABELS,
-    DatasetError,
-    Problem,
-    Radiograph,
-    passing_on,
-    read_text,
-    relative_name,
-)
+from tbkd_utils.data.readers.coco import Annotated, read_coco
+from tbkd_utils.data.records import DatasetError, Problem, Radiograph, passing_on, read_text, relative_name
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg")
-
 # Label from the file name, as the four small datasets were published: n / 0 normal, p / 1 tuberculosis.
 _EXTRA_NAMES = {
     "Shenzhen": re.compile(r"CHNCXR_\d+_([01])"),
@@ -186,3 +177,9 @@ def _extra_label(path: Path) -> tuple[str, int]:
         f"{path}: the file name gives no label. Expected CHNCXR_<n>_<0|1>, MCUCXR_<n>_<0|1>, n<k>, p<k>, "
         "nx<k> or px<k>. Rename the file or move it out of imgs/extra/."
     )
+
+
+CATEGORIES = {1: "ActiveTuberculosis", 2: "ObsoletePulmonaryTuberculosis", 3: "PulmonaryTuberculosis"}
+"""TBX11K's box categories: 1 active, 2 latent, 3 uncertain (no box in train and val)."""
+KIND_LABELS = {"tb": 1, "sick": 0, "health": 0}
+"""TBX11K's class folders and the label that each gives: 0 no TB, 1 TB."""
