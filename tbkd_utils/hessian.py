@@ -13,9 +13,9 @@ from scipy.stats import t as student_t
 from torch import nn
 
 from tbkd_utils.memory import PeakMemory
+from tbkd_utils.models.state import left_as_found
 from tbkd_utils.objective import Batches, HessianError, Loss, Objective
 from tbkd_utils.spectral_search import Progress, SpectralSearch
-from tbkd_utils.untouched import left_as_found
 
 __all__ = ["ConvergenceWarning", "HessianError", "Spectrum", "density", "spectrum"]
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tbkd_utils.models.state import left_as_found
 from tbkd_utils.objective import Batches, HessianError, Loss, Objective
-from tbkd_utils.untouched import left_as_found
 
 
 @dataclass(frozen=True)

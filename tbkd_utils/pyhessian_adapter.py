@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from tbkd_utils.lanczos import norm
+from tbkd_utils.models.state import left_as_found
 from tbkd_utils.objective import Batches, HessianError, Loss, Objective
-from tbkd_utils.untouched import left_as_found
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.images import read_image
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.experiment import Experiment
+from tbkd_utils.models.checkpoints import LOCATING
 from tbkd_utils.recipe import PRESETS, Recipe, RecipeError
 from tbkd_utils.runs import DONE, Run, read_json
 from tbkd_utils.training import TrainedClassifier
-from tbkd_utils.training_files import LOCATING
 
 ROLES = ("teacher", "student")
 TRAINED_UNDER = {

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from tbkd_utils.distillation import DistillationError
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.evaluation import class_logits
 from tbkd_utils.experiment import Experiment
+from tbkd_utils.models.losses import DistillationError
 from tbkd_utils.runs import write_csv
 from tbkd_utils.training import TrainedClassifier
 

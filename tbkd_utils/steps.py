@@ -18,8 +18,8 @@ from papermill.exceptions import PapermillException, PapermillExecutionError
 import tbkd_utils
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.experiment import Experiment
+from tbkd_utils.models.checkpoints import ENVIRONMENT
 from tbkd_utils.runs import Run, file_sha256, read_json, write_json
-from tbkd_utils.training_files import ENVIRONMENT
 
 PACKAGE = Path(tbkd_utils.__file__).parent
 RECORD = "record.json"

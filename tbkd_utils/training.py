@@ -6,12 +6,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from tbkd_utils.backbones import build_classifier
-from tbkd_utils.devices import compute_device
 from tbkd_utils.experiment import Experiment
+from tbkd_utils.models.checkpoints import HISTORY
+from tbkd_utils.models.devices import compute_device
+from tbkd_utils.models.networks import build_classifier
 from tbkd_utils.recipe import Recipe
 from tbkd_utils.runs import Run, read_tensors
-from tbkd_utils.training_files import HISTORY
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ def _train(experiment: Experiment, role: str, progress: bool) -> TrainedClassifi
     run = experiment.run_at(role, experiment.training_settings(role))
     with run.making() as needed:
         if needed:
-            from tbkd_utils import lightning_fit  # Lightning: seconds that reading a finished run should not take
+            from tbkd_utils.models import (
+                fit as lightning_fit,  # Lightning: seconds that reading a finished run should not take
+            )
 
             teacher = _teacher_of(experiment, progress) if role == "student" else None
             lightning_fit.fit(experiment, run, teacher, progress)

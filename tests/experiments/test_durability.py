@@ -46,7 +46,7 @@ def contents(out: Path) -> dict[str, str]:
 def server() -> multiprocessing.context.BaseContext:
     """Starts processes that have torch imported already, so that kills fall into the work and not into the imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tbkd_utils.evaluation", "tbkd_utils.lightning_fit"])
+    context.set_forkserver_preload(["tbkd_utils.evaluation", "tbkd_utils.models.fit"])
     return context
 
 

@@ -11,12 +11,12 @@ from untrained import untrained
 
 from tbkd_utils.evaluation import localization
 from tbkd_utils.experiment import Experiment
+from tbkd_utils.models.checkpoints import LOCATING
 from tbkd_utils.recipe import RecipeError
 from tbkd_utils.reopen import ReopenError, open_trained, training_min_area
 from tbkd_utils.reproduce import note_dataset
 from tbkd_utils.runs import DONE
 from tbkd_utils.training import TrainedClassifier, train_student
-from tbkd_utils.training_files import LOCATING
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
-from tbkd_utils.distillation import DistillationError, distillation_loss, soft_target_loss
 from tbkd_utils.evaluation import probabilities
 from tbkd_utils.experiment import Experiment
+from tbkd_utils.models.losses import DistillationError, distillation_loss, soft_target_loss
 from tbkd_utils.softening import SofteningError, logits_of, loss_parts
 from tbkd_utils.training import train_student, train_teacher
 

@@ -13,15 +13,14 @@ import pandas as pd
 import pytest
 import torch
 
-from tbkd_utils.callbacks import ResumeWarning
 from tbkd_utils.data.loaders import EpochOrder, TrainingImages, training_loader
 from tbkd_utils.data.transforms import normalise
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.fitting import LOSS, Classifier, TrainingError
-from tbkd_utils.lightning_fit import finished
+from tbkd_utils.models.checkpoints import LOCATING, RESUME, ResumeWarning
+from tbkd_utils.models.fit import finished
+from tbkd_utils.models.module import LOSS, Classifier, TrainingError
 from tbkd_utils.runs import RunWarning, file_sha256
 from tbkd_utils.training import TrainedClassifier, train_student, train_teacher
-from tbkd_utils.training_files import LOCATING, RESUME
 
 KEPT = ("best.safetensors", "last.safetensors", "history.csv")
 
@@ -48,7 +47,7 @@ def test_teacher_and_student_leave_a_complete_folder(smoke: Experiment) -> None:
 
 def test_a_finished_training_is_not_repeated(smoke: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     before = outcome(train_teacher(smoke))
-    monkeypatch.setattr("tbkd_utils.lightning_fit.fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("tbkd_utils.models.fit.fit", lambda *_: pytest.fail("trained again"))
     assert outcome(train_teacher(smoke)) == before
 
 

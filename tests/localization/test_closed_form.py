@@ -11,9 +11,9 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from tbkd_utils.backbones import build_classifier, last_stage
 from tbkd_utils.compiled import CompileError
 from tbkd_utils.gradcam import HeatmapError, class_activation_maps
+from tbkd_utils.models.networks import build_classifier, last_stage
 from tbkd_utils.pooled_head import pooled_head
 
 POOLED = {

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
-from tbkd_utils.backbones import BackboneError, build_classifier
 from tbkd_utils.boxes import boxes_from_heatmap
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.gradcam import HeatmapError, channel_contributions, class_activation_maps, heatmaps, upsample
+from tbkd_utils.models.networks import BackboneError, build_classifier
 
 
 class Tiny(nn.Module):

@@ -4,12 +4,12 @@ import pandas as pd
 import pytest
 import torch
 
-import tbkd_utils.lightning_fit as fitting
-from tbkd_utils.devices import CANDIDATES, compute_device, fastest_precision, probe_precision
+import tbkd_utils.models.fit as fitting
 from tbkd_utils.experiment import Experiment
+from tbkd_utils.models.checkpoints import PROBE
+from tbkd_utils.models.devices import CANDIDATES, compute_device, fastest_precision, probe_precision
 from tbkd_utils.recipe import Recipe
 from tbkd_utils.training import train_teacher
-from tbkd_utils.training_files import PROBE
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import log_softmax
 
-from tbkd_utils.distillation import DistillationError, distillation_loss, soft_target_loss, soften
 from tbkd_utils.errors import TbkdError
+from tbkd_utils.models.losses import DistillationError, distillation_loss, soft_target_loss, soften
 
 temperatures = st.floats(0.25, 20)
 alphas = st.floats(0, 1)

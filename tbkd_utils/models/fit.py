@@ -13,15 +13,26 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
-from tbkd_utils.backbones import build_classifier
-from tbkd_utils.callbacks import AtomicCheckpoints, KeepBestAndLast, OneBar, quiet_lightning, resumable
 from tbkd_utils.data.loaders import monitor_loader, training_loader
-from tbkd_utils.devices import environment, fastest_precision, probe_precision
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.fitting import LOSS, Classifier
+from tbkd_utils.models.checkpoints import (
+    ENVIRONMENT,
+    HISTORY,
+    LOCATING,
+    PROBE,
+    PROGRESS,
+    RESUME,
+    AtomicCheckpoints,
+    KeepBestAndLast,
+    OneBar,
+    quiet_lightning,
+    resumable,
+)
+from tbkd_utils.models.devices import environment, fastest_precision, probe_precision
+from tbkd_utils.models.module import LOSS, Classifier
+from tbkd_utils.models.networks import build_classifier
 from tbkd_utils.recipe import Recipe
 from tbkd_utils.runs import Run, write_csv, write_json, write_tensors
-from tbkd_utils.training_files import ENVIRONMENT, HISTORY, LOCATING, PROBE, PROGRESS, RESUME
 
 
 def fit(experiment: Experiment, run: Run, teacher: nn.Module | None, progress: bool) -> None:

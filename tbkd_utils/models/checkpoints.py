@@ -12,9 +12,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
-from tbkd_utils.fitting import LOSS, Classifier
+from tbkd_utils.models.module import LOSS, Classifier
 from tbkd_utils.runs import Run, write_atomic, write_json, write_tensors
-from tbkd_utils.training_files import PROGRESS, RESUME
 
 
 class ResumeWarning(UserWarning):
@@ -105,3 +104,11 @@ class quiet_lightning(warnings.catch_warnings):  # noqa: N801 - reads as the con
     def __exit__(self, *details: Any) -> None:
         self._logger.setLevel(self._level)
         super().__exit__(*details)
+
+
+HISTORY = "history.csv"
+ENVIRONMENT = "environment.json"
+PROBE = "precision.csv"
+LOCATING = "locating.json"
+RESUME = "resume.ckpt"
+PROGRESS = ".progress.json"  # dotted: not part of the result
