@@ -16,10 +16,10 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from tbkd_utils.evaluation import THRESHOLDS
-from tbkd_utils.gradcam import class_activation_maps, closed_form, upsample
-from tbkd_utils.localization_tables import score_rows, threshold_rows
+from tbkd_utils.localization.closed_form import pooled_head
+from tbkd_utils.localization.gradcam import class_activation_maps, closed_form, upsample
+from tbkd_utils.localization.tables import score_rows, threshold_rows
 from tbkd_utils.models.networks import build_classifier, last_stage
-from tbkd_utils.pooled_head import pooled_head
 
 NETWORKS = ("resnet50", "efficientnet_lite0")
 BATCH = 16

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from tbkd_utils.boxes import boxes_from_json
 from tbkd_utils.data.cache import Samples
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.gradcam import class_activation_maps, upsample
-from tbkd_utils.localization import mean_iou
-from tbkd_utils.localization_tables import max_box_acc_row, score_rows, summarize, threshold_rows
+from tbkd_utils.localization.boxes import boxes_from_json
+from tbkd_utils.localization.gradcam import class_activation_maps, upsample
+from tbkd_utils.localization.scores import mean_iou
+from tbkd_utils.localization.tables import max_box_acc_row, score_rows, summarize, threshold_rows
 from tbkd_utils.metrics.classification import classification_rows, classification_summary
 from tbkd_utils.recipe import Recipe
 from tbkd_utils.runs import Run, kept_rows, read_tensors, write_csv, write_tensors

@@ -8,8 +8,8 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from tbkd_utils.evaluation import Localization, probabilities
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.figures import COLORS, HEAT, STYLES
-from tbkd_utils.gradcam import channel_contributions
-from tbkd_utils.localization import image_score, iou_matrix, matched_score
+from tbkd_utils.localization.gradcam import channel_contributions
+from tbkd_utils.localization.scores import image_score, iou_matrix, matched_score
 from tbkd_utils.models.losses import soften
 from tbkd_utils.training import TrainedClassifier
 

@@ -4,9 +4,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from tbkd_utils.boxes import BoxError, Boxes, normalize, regions
 from tbkd_utils.evaluation import Localization
-from tbkd_utils.localization import mean_iou
+from tbkd_utils.localization.boxes import BoxError, Boxes, normalize, regions
+from tbkd_utils.localization.scores import mean_iou
 
 
 class LiveBoxes:

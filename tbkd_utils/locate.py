@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from tbkd_utils.boxes import Boxes, boxes_from_heatmap
 from tbkd_utils.data.cache import Samples
 from tbkd_utils.data.dicom import is_dicom
 from tbkd_utils.data.files import find_radiographs, read_radiograph
@@ -15,7 +14,8 @@ from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.images import to_grey
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.evaluation import activation_maps, tb_probabilities
-from tbkd_utils.gradcam import upsample
+from tbkd_utils.localization.boxes import Boxes, boxes_from_heatmap
+from tbkd_utils.localization.gradcam import upsample
 from tbkd_utils.recipe import Recipe
 from tbkd_utils.reopen import training_min_area
 from tbkd_utils.training import TrainedClassifier

@@ -15,8 +15,8 @@ from tbkd_utils.data.synthetic.dataset import read_synthetic_tokens
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.evaluation import Localization, activation_maps, tb_probabilities
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.gradcam import upsample
-from tbkd_utils.localization import energy_inside
+from tbkd_utils.localization.gradcam import upsample
+from tbkd_utils.localization.scores import energy_inside
 from tbkd_utils.metrics.statistics import bootstrap_interval
 from tbkd_utils.runs import Run, read_tensors, write_csv, write_tensors
 from tbkd_utils.training import TrainedClassifier

@@ -20,7 +20,7 @@ from tbkd_utils.explorer_figures import (
 )
 from tbkd_utils.hessian import Spectrum
 from tbkd_utils.live_boxes import LiveBoxes
-from tbkd_utils.localization import image_score
+from tbkd_utils.localization.scores import image_score
 from tbkd_utils.shortcut import Shortcut, has_tokens, shortcut
 from tbkd_utils.softening import logits_of, loss_parts
 from tbkd_utils.training import TrainedClassifier

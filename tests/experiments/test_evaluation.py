@@ -12,7 +12,6 @@ import tiny_dataset as tiny
 import torch
 
 from tbkd_utils import evaluation as module
-from tbkd_utils.boxes import boxes_from_heatmaps, boxes_from_json
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.evaluation import (
     THRESHOLDS,
@@ -24,9 +23,10 @@ from tbkd_utils.evaluation import (
     probabilities,
 )
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.gradcam import heatmaps
-from tbkd_utils.localization import energy_inside, image_score, matched_score, mean_iou, pointing_hit
-from tbkd_utils.localization_tables import DELTAS, SCORES, max_box_acc, max_box_acc_row, threshold_rows
+from tbkd_utils.localization.boxes import boxes_from_heatmaps, boxes_from_json
+from tbkd_utils.localization.gradcam import heatmaps
+from tbkd_utils.localization.scores import energy_inside, image_score, matched_score, mean_iou, pointing_hit
+from tbkd_utils.localization.tables import DELTAS, SCORES, max_box_acc, max_box_acc_row, threshold_rows
 from tbkd_utils.metrics.classification import METRICS, metrics_from_counts
 from tbkd_utils.metrics.statistics import bootstrap_interval
 from tbkd_utils.runs import Run

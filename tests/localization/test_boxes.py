@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from tbkd_utils.boxes import (
+from tbkd_utils.errors import TbkdError
+from tbkd_utils.localization.boxes import (
     BoxError,
     boxes_at_thresholds,
     boxes_from_heatmap,
@@ -21,7 +22,6 @@ from tbkd_utils.boxes import (
     minimum_area,
     normalize,
 )
-from tbkd_utils.errors import TbkdError
 
 masks = hnp.arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14)))
 maps32 = hnp.arrays(np.float32, (2, 5, 4), elements=st.floats(-(2.0**100), 2.0**100, width=32))

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from tbkd_utils.compiled import CompileError
-from tbkd_utils.gradcam import HeatmapError, class_activation_maps
+from tbkd_utils.localization.closed_form import pooled_head
+from tbkd_utils.localization.compiled import CompileError
+from tbkd_utils.localization.gradcam import HeatmapError, class_activation_maps
 from tbkd_utils.models.networks import build_classifier, last_stage
-from tbkd_utils.pooled_head import pooled_head
 
 POOLED = {
     "resnet18": "layer4",

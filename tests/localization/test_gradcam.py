@@ -13,9 +13,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
-from tbkd_utils.boxes import boxes_from_heatmap
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.gradcam import HeatmapError, channel_contributions, class_activation_maps, heatmaps, upsample
+from tbkd_utils.localization.boxes import boxes_from_heatmap
+from tbkd_utils.localization.gradcam import (
+    HeatmapError,
+    channel_contributions,
+    class_activation_maps,
+    heatmaps,
+    upsample,
+)
 from tbkd_utils.models.networks import BackboneError, build_classifier
 
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_maps import painted
 
-from tbkd_utils.boxes import BoxError
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.localization import (
+from tbkd_utils.localization.boxes import BoxError
+from tbkd_utils.localization.scores import (
     ScoreError,
     energy_inside,
     image_score,

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from tiny_maps import example, painted
 
-from tbkd_utils.boxes import BoxError, boxes_from_heatmap, boxes_from_heatmaps, boxes_from_json
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.localization import (
+from tbkd_utils.localization.boxes import BoxError, boxes_from_heatmap, boxes_from_heatmaps, boxes_from_json
+from tbkd_utils.localization.scores import (
     ScoreError,
     energy_inside,
     image_score,
@@ -19,7 +19,7 @@ from tbkd_utils.localization import (
     mean_iou,
     pointing_hit,
 )
-from tbkd_utils.localization_tables import SCORES, max_box_acc, score_rows, summarize, threshold_curve, threshold_rows
+from tbkd_utils.localization.tables import SCORES, max_box_acc, score_rows, summarize, threshold_curve, threshold_rows
 from tbkd_utils.metrics.statistics import bootstrap_interval
 
 

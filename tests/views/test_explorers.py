@@ -25,7 +25,7 @@ from tbkd_utils.experiment import Experiment
 from tbkd_utils.explorer import WIDGET, Explorer, View, in_batch, slider, still
 from tbkd_utils.explorer_figures import case_figure
 from tbkd_utils.live_boxes import LiveBoxes
-from tbkd_utils.localization_tables import score_rows
+from tbkd_utils.localization.tables import score_rows
 from tbkd_utils.models.losses import distillation_loss
 from tbkd_utils.runs import write_csv
 from tbkd_utils.shortcut import shortcut

@@ -15,7 +15,6 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from tbkd_utils.boxes import boxes_from_heatmap
 from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.images import read_image
 from tbkd_utils.diagrams import framework
@@ -36,6 +35,7 @@ from tbkd_utils.figures import (
     spread_of_cases,
     threshold_curves,
 )
+from tbkd_utils.localization.boxes import boxes_from_heatmap
 from tbkd_utils.recipe import Recipe
 from tbkd_utils.report import table_3
 from tbkd_utils.training import train_student, train_teacher

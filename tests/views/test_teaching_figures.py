@@ -19,7 +19,7 @@ from tbkd_utils.explanations import (
     sharp_and_flat,
     softened_answers,
 )
-from tbkd_utils.localization import image_score, iou_matrix, matched_score
+from tbkd_utils.localization.scores import image_score, iou_matrix, matched_score
 from tbkd_utils.models.losses import soften
 from tbkd_utils.training import train_student, train_teacher
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from captum.attr import LayerGradCam
 from torch import nn
 
-from tbkd_utils.compiled import Compiled
 from tbkd_utils.errors import TbkdError
+from tbkd_utils.localization.closed_form import PooledHead, pooled_head
+from tbkd_utils.localization.compiled import Compiled
 from tbkd_utils.models.networks import last_stage
-from tbkd_utils.pooled_head import PooledHead, pooled_head
 
 
 class HeatmapError(TbkdError, ValueError):

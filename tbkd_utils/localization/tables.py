@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from tbkd_utils.boxes import Boxes, boxes_at_thresholds, boxes_to_json
-from tbkd_utils.localization import (
+from tbkd_utils.localization.boxes import Boxes, boxes_at_thresholds, boxes_to_json
+from tbkd_utils.localization.scores import (
     ScoreError,
     average_score,
     check_inside,
@@ -27,7 +27,6 @@ from tbkd_utils.metrics.statistics import bootstrap_interval, bootstrap_metric
 
 DELTAS = (0.3, 0.5, 0.7)
 """IoU levels of MaxBoxAccV2 (Choe et al., CVPR 2020)."""
-
 SCORES = ("score", "matched", "best_iou", "hit_30", "hit_50", "hit_70", "pointing", "energy", "n_pred", "no_box")
 """What `summarize` averages over images; "score" averages to the paper's mIOU."""
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 
-from tbkd_utils.boxes import BoxError, Boxes, check_boxes
 from tbkd_utils.errors import TbkdError
+from tbkd_utils.localization.boxes import BoxError, Boxes, check_boxes
 
 
 class ScoreError(TbkdError, ValueError):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.pooled_head import PooledHead
+from tbkd_utils.localization.closed_form import PooledHead
 
 
 class CompileError(TbkdError, RuntimeError):
