@@ -27,9 +27,9 @@ from harness import Row, report
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from tbkd_utils.curvature.products import Graph, reverse_over_forward
 from tbkd_utils.data.loaders import training_loader
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.hessian_products import Graph, reverse_over_forward
 from tbkd_utils.localization.gradcam import class_activation_maps
 from tbkd_utils.models.module import Classifier
 from tbkd_utils.models.networks import build_classifier

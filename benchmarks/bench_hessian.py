@@ -19,10 +19,10 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
 
-from tbkd_utils.hessian import spectrum
-from tbkd_utils.hessian_products import Graph, reverse_over_forward
+from tbkd_utils.curvature.products import Graph, reverse_over_forward
+from tbkd_utils.curvature.pyhessian import pyhessian_numbers
+from tbkd_utils.curvature.spectrum import spectrum
 from tbkd_utils.models.networks import build_classifier
-from tbkd_utils.pyhessian_adapter import pyhessian_numbers
 
 TOP = 10
 loss = nn.functional.cross_entropy

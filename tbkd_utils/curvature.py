@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tbkd_utils.curvature.lanczos import norm
+from tbkd_utils.curvature.landscape import filter_normalised_direction, loss_along, loss_rise
+from tbkd_utils.curvature.pyhessian import PyHessianNumbers, pyhessian_numbers
+from tbkd_utils.curvature.spectrum import ConvergenceWarning, Spectrum, spectrum
 from tbkd_utils.data.seeding import stable_seed
 from tbkd_utils.data.transforms import normalise
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.evaluation import localization
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.hessian import ConvergenceWarning, Spectrum, spectrum
-from tbkd_utils.lanczos import norm
-from tbkd_utils.landscape import filter_normalised_direction, loss_along, loss_rise
-from tbkd_utils.pyhessian_adapter import PyHessianNumbers, pyhessian_numbers
 from tbkd_utils.runs import kept_result, kept_rows
 from tbkd_utils.training import TrainedClassifier
 

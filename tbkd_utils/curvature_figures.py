@@ -7,8 +7,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from tbkd_utils.curvature.spectrum import Spectrum, density
 from tbkd_utils.figures import COLORS, STYLES
-from tbkd_utils.hessian import Spectrum, density
 
 _MARKERS = {"teacher": "o", "student": "s"}
 

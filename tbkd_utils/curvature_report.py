@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from tbkd_utils.curvature.pyhessian import PyHessianNumbers
+from tbkd_utils.curvature.spectrum import Spectrum
 from tbkd_utils.curvature_figures import by_network, ratios
-from tbkd_utils.hessian import Spectrum
 from tbkd_utils.metrics.statistics import across_seeds
-from tbkd_utils.pyhessian_adapter import PyHessianNumbers
 from tbkd_utils.report import TABLE_1, TABLE_2
 
 

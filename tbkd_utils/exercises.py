@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from tbkd_utils.ablations import image_scores
 from tbkd_utils.curvature import hessian_batches
+from tbkd_utils.curvature.landscape import loss_along
+from tbkd_utils.curvature.spectrum import Spectrum
 from tbkd_utils.evaluation import Localization
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.hessian import Spectrum
-from tbkd_utils.landscape import loss_along
 from tbkd_utils.training import TrainedClassifier
 
 

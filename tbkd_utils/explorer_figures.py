@@ -11,9 +11,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from tbkd_utils.curvature.spectrum import Spectrum, density
 from tbkd_utils.evaluation import Localization
 from tbkd_utils.figures import COLORS, HEAT, MARKERS, STYLES, draw_boxes, short_name
-from tbkd_utils.hessian import Spectrum, density
 from tbkd_utils.live_boxes import LiveBoxes
 from tbkd_utils.localization.boxes import normalize
 from tbkd_utils.localization.scores import image_score

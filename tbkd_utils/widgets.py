@@ -7,6 +7,7 @@ import ipywidgets as widgets
 import numpy as np
 
 from tbkd_utils.cases import ORDERS, SIZES, case_table, chosen_cases, kinds_of
+from tbkd_utils.curvature.spectrum import Spectrum
 from tbkd_utils.evaluation import Localization
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.explorer import WHOLE, Explorer, View, dropdown, slider, width
@@ -18,7 +19,6 @@ from tbkd_utils.explorer_figures import (
     spectrum_figure,
     threshold_figure,
 )
-from tbkd_utils.hessian import Spectrum
 from tbkd_utils.live_boxes import LiveBoxes
 from tbkd_utils.localization.scores import image_score
 from tbkd_utils.shortcut import Shortcut, has_tokens, shortcut

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from tbkd_utils import lanczos
+from tbkd_utils.curvature import lanczos
 
 
 def operator(eigenvalues, seed=0):

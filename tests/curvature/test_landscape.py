@@ -4,9 +4,9 @@ import torch
 from hessian_cases import Quadratic, blank_batches, cross_entropy, output_itself, small_mlp
 from torch import nn
 
-from tbkd_utils.hessian import spectrum
-from tbkd_utils.landscape import filter_normalised_direction, loss_along, loss_rise
-from tbkd_utils.objective import HessianError
+from tbkd_utils.curvature.landscape import filter_normalised_direction, loss_along, loss_rise
+from tbkd_utils.curvature.products import HessianError
+from tbkd_utils.curvature.spectrum import spectrum
 
 
 def convolutional():

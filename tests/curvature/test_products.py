@@ -4,8 +4,8 @@ import torch
 from hessian_cases import cross_entropy, other_product
 from torch import nn
 
+from tbkd_utils.curvature.operator import Objective
 from tbkd_utils.models.state import left_as_found
-from tbkd_utils.objective import Objective
 
 
 def network(groups):

@@ -6,9 +6,9 @@ import torch
 from hessian_cases import Quadratic, blank_batches, by_magnitude, cross_entropy, dense_hessian, output_itself, small_mlp
 from test_hessian import assert_same_state, fitted, state_of
 
-from tbkd_utils.hessian import spectrum
-from tbkd_utils.objective import HessianError
-from tbkd_utils.pyhessian_adapter import pyhessian_numbers
+from tbkd_utils.curvature.products import HessianError
+from tbkd_utils.curvature.pyhessian import pyhessian_numbers
+from tbkd_utils.curvature.spectrum import spectrum
 
 WELL_APART = np.r_[8.0, -4, 2, np.linspace(-0.1, 0.1, 40)]
 

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import nn
 
+from tbkd_utils.curvature.products import HessianError
+from tbkd_utils.curvature.spectrum import ConvergenceWarning, density, spectrum
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.hessian import ConvergenceWarning, HessianError, density, spectrum
 
 BULK = np.random.default_rng(0).normal(size=90) * 0.3
 

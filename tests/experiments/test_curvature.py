@@ -19,10 +19,10 @@ from tbkd_utils.curvature import (
     rise_table,
     size_rows,
 )
+from tbkd_utils.curvature.spectrum import Spectrum, spectrum
 from tbkd_utils.curvature_figures import flatness_and_miou, loss_landscape, ratios, size_study, spectral_density
 from tbkd_utils.curvature_report import flatness_correlation, flatness_sentences, ratio_table, table_1, table_2
 from tbkd_utils.experiment import Experiment
-from tbkd_utils.hessian import Spectrum, spectrum
 from tbkd_utils.training import TrainedClassifier, train_student, train_teacher
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
 
-from tbkd_utils.hessian import Spectrum
+from tbkd_utils.curvature.spectrum import Spectrum
 
 cross_entropy = nn.functional.cross_entropy
 

@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from tbkd_utils.curvature.spectrum import density
 from tbkd_utils.evaluation import Localization, localization
 from tbkd_utils.experiment import Experiment
 from tbkd_utils.explorer_figures import (
@@ -23,7 +24,6 @@ from tbkd_utils.explorer_figures import (
     threshold_figure,
 )
 from tbkd_utils.figures import COLORS
-from tbkd_utils.hessian import density
 from tbkd_utils.live_boxes import LiveBoxes
 from tbkd_utils.shortcut import shortcut
 from tbkd_utils.softening import logits_of, loss_parts

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from tbkd_utils.curvature.operator import Batches, Loss, Objective
+from tbkd_utils.curvature.products import HessianError
 from tbkd_utils.models.state import left_as_found
-from tbkd_utils.objective import Batches, HessianError, Loss, Objective
 
 
 @dataclass(frozen=True)

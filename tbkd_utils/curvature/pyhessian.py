@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tbkd_utils.lanczos import norm
+from tbkd_utils.curvature.lanczos import norm
+from tbkd_utils.curvature.operator import Batches, Loss, Objective
+from tbkd_utils.curvature.products import HessianError
 from tbkd_utils.models.state import left_as_found
-from tbkd_utils.objective import Batches, HessianError, Loss, Objective
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from tbkd_utils.hessian_products import Graph, HessianError, reverse_over_forward
+from tbkd_utils.curvature.products import Graph, HessianError, reverse_over_forward
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
-
 _ROUTES: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Loss, dict[tuple, bool]]] = WeakKeyDictionary()
 
 
