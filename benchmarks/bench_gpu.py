@@ -29,11 +29,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from tbkd_utils.curvature.products import Graph, reverse_over_forward
 from tbkd_utils.data.loaders import training_loader
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.localization.gradcam import class_activation_maps
 from tbkd_utils.models.module import Classifier
 from tbkd_utils.models.networks import build_classifier
-from tbkd_utils.recipe import Recipe
 
 COST = {"teacher step": 3, "distillation step": 4, "heatmaps": 1, "Hessian product": 6}
 """Operations of each, in forward passes: a backward pass costs two; a Hessian product a forward and a backward pass,

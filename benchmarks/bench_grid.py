@@ -5,10 +5,10 @@ import time
 
 from harness import Row, report
 
-from tbkd_utils import executors
-from tbkd_utils.experiment import Experiment
-from tbkd_utils.grid import TEACHER, seed_cells
-from tbkd_utils.reproduce import cell_steps, raise_failures, run
+from tbkd_utils.experiments import executors
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.grid import TEACHER, seed_cells
+from tbkd_utils.experiments.series import cell_steps, raise_failures, run
 
 SEEDS = (0, 1, 2, 3, 4, 5)
 ROUNDS = 2

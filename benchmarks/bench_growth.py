@@ -37,9 +37,9 @@ def one_size(count: int) -> None:
     """Draws, reads, caches, feeds for one epoch, trains for one epoch and makes heatmaps; prints seconds and bytes."""
     from tbkd_utils.data.loaders import training_loader
     from tbkd_utils.data.transforms import normalise
-    from tbkd_utils.evaluation import localization, probabilities
-    from tbkd_utils.experiment import Experiment
-    from tbkd_utils.training import train_teacher
+    from tbkd_utils.experiments.evaluation import localization, probabilities
+    from tbkd_utils.experiments.experiment import Experiment
+    from tbkd_utils.experiments.trained import train_teacher
 
     torch.set_num_threads(2)
     test = count // 5

@@ -15,7 +15,7 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
-from tbkd_utils.evaluation import THRESHOLDS
+from tbkd_utils.experiments.evaluation import THRESHOLDS
 from tbkd_utils.localization.closed_form import pooled_head
 from tbkd_utils.localization.gradcam import class_activation_maps, closed_form, upsample
 from tbkd_utils.localization.tables import score_rows, threshold_rows

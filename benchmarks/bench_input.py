@@ -16,7 +16,7 @@ from tbkd_utils.data.dataset import read_dataset
 from tbkd_utils.data.loaders import training_loader
 from tbkd_utils.data.synthetic.dataset import write_synthetic
 from tbkd_utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
-from tbkd_utils.recipe import Recipe
+from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.runs import Run
 
 COUNT = 128

@@ -8,11 +8,11 @@ from harness import Row, in_turns, ratio, report
 from torch import nn
 
 from tbkd_utils.data.loaders import training_loader
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.models.devices import fastest_precision, probe_precision
 from tbkd_utils.models.module import Classifier
 from tbkd_utils.models.networks import build_classifier
-from tbkd_utils.recipe import Recipe
 
 BATCH = 16
 NETWORKS = ("efficientnet_lite0", "resnet50")

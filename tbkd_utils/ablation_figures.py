@@ -5,8 +5,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from tbkd_utils.experiments.grid import ARMS, STUDENT, TEACHER
 from tbkd_utils.figures import COLORS, MARKERS, STYLES
-from tbkd_utils.grid import ARMS, STUDENT, TEACHER
 from tbkd_utils.metrics.statistics import across_seeds
 from tbkd_utils.report import TABLE_3
 

@@ -5,7 +5,7 @@ import pandas as pd
 
 from tbkd_utils.data.synthetic.dataset import read_synthetic_lesions
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.evaluation import Localization, paired_rows
+from tbkd_utils.experiments.evaluation import Localization, paired_rows
 
 ORDERS = {
     "student gains most first": ("gain", False),

@@ -14,10 +14,10 @@ from rich.table import Column, Table
 
 from tbkd_utils import __version__
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.recipe import PRESETS, Recipe, RecipeError
+from tbkd_utils.experiments.recipe import PRESETS, Recipe, RecipeError
 
 if TYPE_CHECKING:
-    from tbkd_utils.experiment import Experiment
+    from tbkd_utils.experiments.experiment import Experiment
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 data_app = typer.Typer(no_args_is_help=True, help="Look at a dataset, or write a synthetic one.")
@@ -74,8 +74,8 @@ def reproduce(
 
     A notebook that fails stops only those that need it; the next call runs what is missing.
     """
-    from tbkd_utils import executors  # imports torch: seconds that --help should not take
-    from tbkd_utils import reproduce as series
+    from tbkd_utils.experiments import executors  # imports torch: seconds that --help should not take
+    from tbkd_utils.experiments import series as series
 
     if dask is not None and jobs != 1:
         raise RecipeError("--jobs and --dask exclude each other: the cluster's workers decide how many run at a time.")
@@ -101,7 +101,7 @@ def status(
     notebooks: Annotated[Path | None, typer.Option(help="Folder of the notebooks, if not the project's.")] = None,
 ) -> None:
     """Show what is done, running, failed and waiting, and about how long the rest takes."""
-    from tbkd_utils import status as state
+    from tbkd_utils.experiments import status as state
 
     experiment = _opened(recipe, data, out, settings)
     rows = state.status(experiment, notebooks)
@@ -147,9 +147,9 @@ def locate(
     Exit status 0: every file was located. 1: nothing was written. 2: the command was called wrongly. 3: the result was
     written, but some files could not be read; failed.csv lists them.
     """
-    from tbkd_utils import locate as locating  # imports torch: seconds that --help should not take
     from tbkd_utils import suggestions
-    from tbkd_utils.reopen import open_trained
+    from tbkd_utils.experiments import locate as locating  # imports torch: seconds that --help should not take
+    from tbkd_utils.experiments.trained import open_trained
 
     trained = open_trained(run, recipe, _overrides(settings))
     out = out.expanduser().resolve()
@@ -183,7 +183,7 @@ def _progress() -> Progress:
 
 
 def _opened(recipe: str, data: Path | None, out: Path | None, settings: list[str] | None) -> "Experiment":
-    from tbkd_utils.experiment import Experiment
+    from tbkd_utils.experiments.experiment import Experiment
 
     experiment = Experiment.open(recipe, data, out, _overrides(settings))
     kind = "synthetic radiographs" if experiment.synthetic else str(experiment.data)

@@ -4,8 +4,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.figures import COLORS
-from tbkd_utils.recipe import Recipe
 
 
 def framework(recipe: Recipe) -> Figure:

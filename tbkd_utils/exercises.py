@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import torch.nn.functional as F
 
-from tbkd_utils.ablations import image_scores
-from tbkd_utils.curvature import hessian_batches
 from tbkd_utils.curvature.landscape import loss_along
 from tbkd_utils.curvature.spectrum import Spectrum
-from tbkd_utils.evaluation import Localization
-from tbkd_utils.experiment import Experiment
-from tbkd_utils.training import TrainedClassifier
+from tbkd_utils.experiments.ablations import image_scores
+from tbkd_utils.experiments.curvature import hessian_batches
+from tbkd_utils.experiments.evaluation import Localization
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.trained import TrainedClassifier
 
 
 def by_lesion_size(found: Mapping[str, Localization], groups: int = 3) -> pd.DataFrame:

@@ -5,13 +5,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from tbkd_utils.evaluation import Localization, probabilities
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.evaluation import Localization, probabilities
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.trained import TrainedClassifier
 from tbkd_utils.figures import COLORS, HEAT, STYLES
 from tbkd_utils.localization.gradcam import channel_contributions
 from tbkd_utils.localization.scores import image_score, iou_matrix, matched_score
 from tbkd_utils.models.losses import soften
-from tbkd_utils.training import TrainedClassifier
 
 SIGNED = "RdBu_r"  # blue: against, red: for; readable for colour-blind readers
 INK = "0.15"

@@ -17,7 +17,7 @@ from IPython import get_ipython
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tbkd_utils.notebook import injected_names
+from tbkd_utils.experiments.notebooks import injected_names
 
 STILL_DPI = 80  # of the picture that is kept in a notebook
 WHOLE = {"description_width": "initial"}  # a control's description is never cut off

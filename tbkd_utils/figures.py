@@ -22,9 +22,9 @@ from tbkd_utils.data.cache import Samples
 from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.seeding import stable_seed
 from tbkd_utils.data.transforms import augment
-from tbkd_utils.evaluation import Localization, paired_rows
+from tbkd_utils.experiments.evaluation import Localization, paired_rows
+from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.localization.boxes import normalize
-from tbkd_utils.recipe import Recipe
 
 COLORS = {"ground truth": "#009E73", "teacher": "#D55E00", "student": "#0072B2"}
 STYLES: dict[str, Any] = {"ground truth": "-", "teacher": "--", "student": "-."}

@@ -9,12 +9,12 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from tbkd_utils.ablations import interval_verdict
 from tbkd_utils.data.check import DatasetReport
-from tbkd_utils.evaluation import Localization, localization, probabilities
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.ablations import interval_verdict
+from tbkd_utils.experiments.evaluation import Localization, localization, probabilities
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.trained import TrainedClassifier
 from tbkd_utils.metrics.statistics import bootstrap_interval
-from tbkd_utils.training import TrainedClassifier
 from tbkd_utils.verdicts import FAILS, HOLDS, OPEN
 
 

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from tbkd_utils.evaluation import Localization
+from tbkd_utils.experiments.evaluation import Localization
 from tbkd_utils.localization.boxes import BoxError, Boxes, normalize, regions
 from tbkd_utils.localization.scores import mean_iou
 

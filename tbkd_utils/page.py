@@ -13,12 +13,12 @@ import psutil
 import torch
 from markupsafe import Markup
 
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.notebooks import RECORD
+from tbkd_utils.experiments.series import plan
 from tbkd_utils.models.devices import environment
 from tbkd_utils.report import comparability
-from tbkd_utils.reproduce import plan
 from tbkd_utils.runs import read_json, write_text
-from tbkd_utils.steps import RECORD
 
 PAGE = "report.html"
 

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from tbkd_utils.evaluation import Localization, paired_rows
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.evaluation import Localization, paired_rows
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.metrics.statistics import bootstrap_interval, paired_permutation_test
-from tbkd_utils.recipe import Recipe
 
 NETWORKS = ("teacher", "student")
 

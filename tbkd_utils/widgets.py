@@ -8,8 +8,10 @@ import numpy as np
 
 from tbkd_utils.cases import ORDERS, SIZES, case_table, chosen_cases, kinds_of
 from tbkd_utils.curvature.spectrum import Spectrum
-from tbkd_utils.evaluation import Localization
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.evaluation import Localization, logits_of, loss_parts
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.shortcut import Shortcut, has_tokens, shortcut
+from tbkd_utils.experiments.trained import TrainedClassifier
 from tbkd_utils.explorer import WHOLE, Explorer, View, dropdown, slider, width
 from tbkd_utils.explorer_figures import (
     case_figure,
@@ -21,9 +23,6 @@ from tbkd_utils.explorer_figures import (
 )
 from tbkd_utils.live_boxes import LiveBoxes
 from tbkd_utils.localization.scores import image_score
-from tbkd_utils.shortcut import Shortcut, has_tokens, shortcut
-from tbkd_utils.softening import logits_of, loss_parts
-from tbkd_utils.training import TrainedClassifier
 
 
 def case_browser(teacher: Localization, student: Localization) -> Explorer:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.experiment import Experiment
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -18,10 +18,10 @@ import nbformat
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
-from tbkd_utils.curvature import curvature
-from tbkd_utils.evaluation import localization
-from tbkd_utils.experiment import Experiment
-from tbkd_utils.training import train_student, train_teacher
+from tbkd_utils.experiments.curvature import curvature
+from tbkd_utils.experiments.evaluation import localization
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.trained import train_student, train_teacher
 
 pytestmark = pytest.mark.browser
 

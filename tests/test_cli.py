@@ -9,14 +9,14 @@ import pytest
 import tiny_dataset as tiny
 from typer.testing import CliRunner, Result
 
-import tbkd_utils.reproduce
+import tbkd_utils.experiments.series
 from tbkd_utils import __version__, cli
 from tbkd_utils.cli import app
 from tbkd_utils.data.dataset import read_dataset
 from tbkd_utils.data.records import DatasetError
 from tbkd_utils.data.synthetic.sample import SyntheticError
-from tbkd_utils.experiment import Experiment, ExperimentError
-from tbkd_utils.recipe import PRESETS, Recipe, RecipeError
+from tbkd_utils.experiments.experiment import Experiment, ExperimentError
+from tbkd_utils.experiments.recipe import PRESETS, Recipe, RecipeError
 
 
 def run(*arguments: str | Path, width: int = 200) -> Result:

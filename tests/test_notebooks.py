@@ -15,11 +15,10 @@ import pandas as pd
 import pytest
 from papermill.parameterize import parameterize_notebook
 
-from tbkd_utils.executors import dask
-from tbkd_utils.experiment import Experiment
-from tbkd_utils.notebook import PARAMETERS
-from tbkd_utils.reproduce import reproduce, series
-from tbkd_utils.steps import Outcome, Step
+from tbkd_utils.experiments.executors import dask
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.notebooks import PARAMETERS, Outcome, Step
+from tbkd_utils.experiments.series import reproduce, series
 
 NOTEBOOKS = series()
 CHECKED = "nbval-check-output"

@@ -8,8 +8,8 @@ import pytest
 
 from tbkd_utils.data.dataset import read_dataset
 from tbkd_utils.data.geometry import Geometry
+from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.localization.scores import mean_iou
-from tbkd_utils.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 README = " ".join((ROOT / "README.md").read_text().split())

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tbkd_utils.data.cache import Samples
 from tbkd_utils.data.seeding import stable_seed
 from tbkd_utils.data.transforms import augment
-from tbkd_utils.recipe import Recipe
+from tbkd_utils.experiments.recipe import Recipe
 
 
 class EpochOrder(Sampler[tuple[int, int]]):

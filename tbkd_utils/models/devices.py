@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.models.networks import build_classifier
-from tbkd_utils.recipe import Recipe
 
 CANDIDATES = ("32-true", "bf16-mixed")
 CLEARLY = 1.1

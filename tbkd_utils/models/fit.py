@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 
 from tbkd_utils.data.loaders import monitor_loader, training_loader
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.models.checkpoints import (
     ENVIRONMENT,
     HISTORY,
@@ -31,7 +32,6 @@ from tbkd_utils.models.checkpoints import (
 from tbkd_utils.models.devices import environment, fastest_precision, probe_precision
 from tbkd_utils.models.module import LOSS, Classifier
 from tbkd_utils.models.networks import build_classifier
-from tbkd_utils.recipe import Recipe
 from tbkd_utils.runs import Run, write_csv, write_json, write_tensors
 
 

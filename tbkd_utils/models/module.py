@@ -12,8 +12,8 @@ from torch import nn
 from tbkd_utils.data.seeding import stable_seed
 from tbkd_utils.data.transforms import normalise
 from tbkd_utils.errors import TbkdError
+from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.models.losses import distillation_loss
-from tbkd_utils.recipe import Recipe
 
 LOSS = "monitored_loss"
 

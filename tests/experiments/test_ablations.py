@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from tbkd_utils.ablation_figures import ablation_curve, seed_arms
-from tbkd_utils.ablations import (
+from tbkd_utils.experiments.ablations import (
     arm_table,
     cell_rows,
     curve_rows,
@@ -17,8 +17,8 @@ from tbkd_utils.ablations import (
     difference_table,
     table_3_seeds,
 )
-from tbkd_utils.experiment import Experiment
-from tbkd_utils.grid import control_cells, seed_cells, temperature_cells
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.grid import control_cells, seed_cells, temperature_cells
 from tbkd_utils.report import TABLE_3
 from tbkd_utils.verdicts import _best, _side
 

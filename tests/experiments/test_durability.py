@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tbkd_utils.evaluation import classification, localization
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.evaluation import classification, localization
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.trained import train_student, train_teacher
 from tbkd_utils.runs import RunError, RunWarning
-from tbkd_utils.training import train_student, train_teacher
 
 pytestmark = pytest.mark.slow
 KILLS = 20
@@ -46,7 +46,7 @@ def contents(out: Path) -> dict[str, str]:
 def server() -> multiprocessing.context.BaseContext:
     """Starts processes that have torch imported already, so that kills fall into the work and not into the imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tbkd_utils.evaluation", "tbkd_utils.models.fit"])
+    context.set_forkserver_preload(["tbkd_utils.experiments.evaluation", "tbkd_utils.models.fit"])
     return context
 
 

@@ -11,9 +11,9 @@ import pytest
 import tiny_dataset as tiny
 import torch
 
-from tbkd_utils import evaluation as module
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.evaluation import (
+from tbkd_utils.experiments import evaluation as module
+from tbkd_utils.experiments.evaluation import (
     THRESHOLDS,
     EvaluationError,
     Localization,
@@ -22,7 +22,8 @@ from tbkd_utils.evaluation import (
     paired_rows,
     probabilities,
 )
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.trained import TrainedClassifier, train_student, train_teacher
 from tbkd_utils.localization.boxes import boxes_from_heatmaps, boxes_from_json
 from tbkd_utils.localization.gradcam import heatmaps
 from tbkd_utils.localization.scores import energy_inside, image_score, matched_score, mean_iou, pointing_hit
@@ -30,7 +31,6 @@ from tbkd_utils.localization.tables import DELTAS, SCORES, max_box_acc, max_box_
 from tbkd_utils.metrics.classification import METRICS, metrics_from_counts
 from tbkd_utils.metrics.statistics import bootstrap_interval
 from tbkd_utils.runs import Run
-from tbkd_utils.training import TrainedClassifier, train_student, train_teacher
 
 
 @pytest.fixture(scope="module")

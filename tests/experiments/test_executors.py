@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tbkd_utils.executors import ExecutorError, Inline, dask, local, threads_each
+from tbkd_utils.experiments.executors import ExecutorError, Inline, dask, local, threads_each
 
 
 def test_one_job_runs_here_and_in_order() -> None:

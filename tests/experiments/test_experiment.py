@@ -13,12 +13,12 @@ import pytest
 import tiny_dataset as tiny
 from matplotlib.figure import Figure
 
-from tbkd_utils import experiment as module
 from tbkd_utils.data.records import DatasetError
 from tbkd_utils.data.synthetic.dataset import write_synthetic
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.experiment import Experiment, ExperimentError, project_folder
-from tbkd_utils.recipe import RecipeError
+from tbkd_utils.experiments import experiment as module
+from tbkd_utils.experiments.experiment import Experiment, ExperimentError, project_folder
+from tbkd_utils.experiments.recipe import RecipeError
 from tbkd_utils.runs import RunWarning, digest
 
 SMALL = {"resize": 40, "crop": 32, "monitor": "train", "backbone": "resnet18", "weights": "none"}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tbkd_utils.experiment import Experiment
-from tbkd_utils.grid import (
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.grid import (
     ARMS,
     CONTROLS,
     all_cells,
@@ -14,7 +14,7 @@ from tbkd_utils.grid import (
     seed_cells,
     temperature_cells,
 )
-from tbkd_utils.recipe import Recipe
+from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.runs import read_tensors
 
 

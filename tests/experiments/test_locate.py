@@ -14,13 +14,12 @@ from untrained import untrained
 
 from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.images import read_image
-from tbkd_utils.evaluation import Localization, localization, probabilities
-from tbkd_utils.experiment import Experiment
-from tbkd_utils.locate import Finding, Located, LocateError, locate
-from tbkd_utils.recipe import RecipeError
-from tbkd_utils.reopen import ReopenError, open_trained
+from tbkd_utils.experiments.evaluation import Localization, localization, probabilities
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.locate import Finding, Located, LocateError, locate
+from tbkd_utils.experiments.recipe import RecipeError
+from tbkd_utils.experiments.trained import ReopenError, TrainedClassifier, open_trained
 from tbkd_utils.suggestions import write_suggestions
-from tbkd_utils.training import TrainedClassifier
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_files_are_taken_in_chunks_without_a_difference(
     trained: TrainedClassifier, scored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = locate(scored, trained)
-    monkeypatch.setattr("tbkd_utils.locate.CHUNK", 1)
+    monkeypatch.setattr("tbkd_utils.experiments.locate.CHUNK", 1)
     steps: list[tuple[int, int]] = []
     small = open_trained(trained.run.path, overrides={"eval_batch_size": 3})
     pieces = locate(scored, small, progress=lambda done, total: steps.append((done, total)))
@@ -181,7 +180,8 @@ def test_boxes_lie_where_the_bright_spot_is(
     path = tmp_path / f"x.{ending}"
     Image.fromarray(image).save(path) if ending == "png" else dicom(path, image.astype(np.uint16) * 16)
     monkeypatch.setattr(
-        "tbkd_utils.locate.activation_maps", lambda recipe, trained, samples: samples.pixels.astype(np.float32)
+        "tbkd_utils.experiments.locate.activation_maps",
+        lambda recipe, trained, samples: samples.pixels.astype(np.float32),
     )
     found = one(path, trained, min_area=1)
     assert (found.geometry.height, found.geometry.width) == shape

@@ -10,9 +10,9 @@ import papermill
 import pytest
 
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.experiment import ExperimentError
-from tbkd_utils.notebook import PARAMETERS, SHOWN, experiment_from, injected_names, versions
-from tbkd_utils.recipe import RecipeError
+from tbkd_utils.experiments.experiment import ExperimentError
+from tbkd_utils.experiments.notebooks import PARAMETERS, SHOWN, experiment_from, injected_names, versions
+from tbkd_utils.experiments.recipe import RecipeError
 
 
 @pytest.fixture

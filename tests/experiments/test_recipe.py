@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.recipe import PRESETS, Recipe, RecipeError
+from tbkd_utils.experiments.recipe import PRESETS, Recipe, RecipeError
 
 FIELDS = {spec.name: spec for spec in dataclasses.fields(Recipe)}
 HINTS = typing.get_type_hints(Recipe)

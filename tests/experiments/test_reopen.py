@@ -9,14 +9,19 @@ import pytest
 import torch
 from untrained import untrained
 
-from tbkd_utils.evaluation import localization
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.evaluation import localization
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.recipe import RecipeError
+from tbkd_utils.experiments.series import note_dataset
+from tbkd_utils.experiments.trained import (
+    ReopenError,
+    TrainedClassifier,
+    open_trained,
+    train_student,
+    training_min_area,
+)
 from tbkd_utils.models.checkpoints import LOCATING
-from tbkd_utils.recipe import RecipeError
-from tbkd_utils.reopen import ReopenError, open_trained, training_min_area
-from tbkd_utils.reproduce import note_dataset
 from tbkd_utils.runs import DONE
-from tbkd_utils.training import TrainedClassifier, train_student
 
 
 @pytest.fixture(scope="module")

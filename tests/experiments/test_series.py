@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from tbkd_utils.data.synthetic.dataset import write_synthetic
-from tbkd_utils.executors import local
-from tbkd_utils.experiment import Experiment
-from tbkd_utils.recipe import RecipeError
-from tbkd_utils.reproduce import Outcome, keep_outputs, note_dataset, plan, reproduce, series
-from tbkd_utils.status import status, summary
-from tbkd_utils.steps import NotebookError
+from tbkd_utils.experiments.executors import local
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.notebooks import NotebookError, Outcome
+from tbkd_utils.experiments.recipe import RecipeError
+from tbkd_utils.experiments.series import keep_outputs, note_dataset, plan, reproduce, series
+from tbkd_utils.experiments.status import status, summary
 
 PARAMETERS = 'recipe = "demo"\ndata = None\nout = None\noverrides = {}\nfigures = None'
 OPEN = "from tbkd_utils.notebook import experiment_from\n\nexperiment = experiment_from(globals())"

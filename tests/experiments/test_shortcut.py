@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tiny_dataset as tiny
 
-from tbkd_utils import shortcut as module
 from tbkd_utils.data.synthetic.dataset import read_synthetic_tokens
-from tbkd_utils.evaluation import Localization, localization, probabilities
-from tbkd_utils.experiment import Experiment
-from tbkd_utils.shortcut import (
+from tbkd_utils.experiments import shortcut as module
+from tbkd_utils.experiments.evaluation import Localization, localization, probabilities
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.shortcut import (
     MARGIN,
     ShortcutError,
     has_tokens,
@@ -20,7 +20,7 @@ from tbkd_utils.shortcut import (
     shortcut_table,
     token_energy,
 )
-from tbkd_utils.training import train_student, train_teacher
+from tbkd_utils.experiments.trained import train_student, train_teacher
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from tbkd_utils.evaluation import probabilities
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.evaluation import SofteningError, logits_of, loss_parts, probabilities
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.trained import train_student, train_teacher
 from tbkd_utils.models.losses import DistillationError, distillation_loss, soft_target_loss
-from tbkd_utils.softening import SofteningError, logits_of, loss_parts
-from tbkd_utils.training import train_student, train_teacher
 
 
 def table(logits: np.ndarray, labels: list[int]) -> pd.DataFrame:

@@ -15,12 +15,12 @@ import torch
 
 from tbkd_utils.data.loaders import EpochOrder, TrainingImages, training_loader
 from tbkd_utils.data.transforms import normalise
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.trained import TrainedClassifier, train_student, train_teacher
 from tbkd_utils.models.checkpoints import LOCATING, RESUME, ResumeWarning
 from tbkd_utils.models.fit import finished
 from tbkd_utils.models.module import LOSS, Classifier, TrainingError
 from tbkd_utils.runs import RunWarning, file_sha256
-from tbkd_utils.training import TrainedClassifier, train_student, train_teacher
 
 KEPT = ("best.safetensors", "last.safetensors", "history.csv")
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import tbkd_utils.models.fit as fitting
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.recipe import Recipe
+from tbkd_utils.experiments.trained import train_teacher
 from tbkd_utils.models.checkpoints import PROBE
 from tbkd_utils.models.devices import CANDIDATES, compute_device, fastest_precision, probe_precision
-from tbkd_utils.recipe import Recipe
-from tbkd_utils.training import train_teacher
 
 
 @pytest.mark.parametrize(

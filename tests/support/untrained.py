@@ -1,11 +1,11 @@
 """Networks that nobody trained, in run folders like those of a training: for what comes after training."""
 
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.trained import TrainedClassifier
 from tbkd_utils.models.checkpoints import LOCATING
 from tbkd_utils.models.fit import locating
 from tbkd_utils.models.networks import build_classifier
 from tbkd_utils.runs import write_json, write_tensors
-from tbkd_utils.training import TrainedClassifier
 
 
 def untrained(experiment: Experiment, role: str = "student", *, noted: bool = True) -> TrainedClassifier:

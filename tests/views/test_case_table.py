@@ -5,9 +5,9 @@ import pytest
 
 from tbkd_utils.cases import ALL, ORDERS, SIZES, CaseError, case_table, chosen_cases, kinds_of
 from tbkd_utils.data.synthetic.dataset import read_synthetic_lesions
-from tbkd_utils.evaluation import Localization, localization
-from tbkd_utils.experiment import Experiment
-from tbkd_utils.training import train_student, train_teacher
+from tbkd_utils.experiments.evaluation import Localization, localization
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.trained import train_student, train_teacher
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from tbkd_utils.curvature.spectrum import density
-from tbkd_utils.evaluation import Localization, localization
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.evaluation import Localization, localization, logits_of, loss_parts
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.shortcut import shortcut
+from tbkd_utils.experiments.trained import train_student, train_teacher
 from tbkd_utils.explorer_figures import (
     blended,
     case_figure,
@@ -25,9 +27,6 @@ from tbkd_utils.explorer_figures import (
 )
 from tbkd_utils.figures import COLORS
 from tbkd_utils.live_boxes import LiveBoxes
-from tbkd_utils.shortcut import shortcut
-from tbkd_utils.softening import logits_of, loss_parts
-from tbkd_utils.training import train_student, train_teacher
 
 
 @pytest.fixture(scope="module")

@@ -20,17 +20,16 @@ from PIL import Image
 
 from tbkd_utils import explorer as explorer_module
 from tbkd_utils.cases import ORDERS, case_table, chosen_cases
-from tbkd_utils.evaluation import Localization, localization
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.evaluation import Localization, localization, logits_of
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.shortcut import shortcut
+from tbkd_utils.experiments.trained import train_student, train_teacher
 from tbkd_utils.explorer import WIDGET, Explorer, View, in_batch, slider, still
 from tbkd_utils.explorer_figures import case_figure
 from tbkd_utils.live_boxes import LiveBoxes
 from tbkd_utils.localization.tables import score_rows
 from tbkd_utils.models.losses import distillation_loss
 from tbkd_utils.runs import write_csv
-from tbkd_utils.shortcut import shortcut
-from tbkd_utils.softening import logits_of
-from tbkd_utils.training import train_student, train_teacher
 from tbkd_utils.widgets import (
     case_browser,
     shortcut_explorer,

@@ -17,12 +17,12 @@ from untrained import untrained
 from tbkd_utils import suggestions as module
 from tbkd_utils.data.dicom import read_dicom
 from tbkd_utils.data.images import ImageError, read_image
-from tbkd_utils.experiment import Experiment
-from tbkd_utils.locate import Located, locate
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.locate import Located, locate
+from tbkd_utils.experiments.trained import TrainedClassifier
 from tbkd_utils.overlay import overlay
 from tbkd_utils.runs import RunError
 from tbkd_utils.suggestions import SuggestionsError, box_table, check_writable, coco, image_table, write_suggestions
-from tbkd_utils.training import TrainedClassifier
 
 pytestmark = pytest.mark.slow  # files are made and made again
 

@@ -18,8 +18,10 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.images import read_image
 from tbkd_utils.diagrams import framework
-from tbkd_utils.evaluation import Localization, localization
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.evaluation import Localization, localization
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.recipe import Recipe
+from tbkd_utils.experiments.trained import train_student, train_teacher
 from tbkd_utils.figures import (
     COLORS,
     MARKERS,
@@ -36,9 +38,7 @@ from tbkd_utils.figures import (
     threshold_curves,
 )
 from tbkd_utils.localization.boxes import boxes_from_heatmap
-from tbkd_utils.recipe import Recipe
 from tbkd_utils.report import table_3
-from tbkd_utils.training import train_student, train_teacher
 
 
 @pytest.fixture(autouse=True)

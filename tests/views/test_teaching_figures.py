@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tbkd_utils.evaluation import localization, probabilities
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.evaluation import localization, probabilities
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.trained import train_student, train_teacher
 from tbkd_utils.explanations import (
     LESIONS,
     NARROW,
@@ -21,7 +22,6 @@ from tbkd_utils.explanations import (
 )
 from tbkd_utils.localization.scores import image_score, iou_matrix, matched_score
 from tbkd_utils.models.losses import soften
-from tbkd_utils.training import train_student, train_teacher
 
 
 def drawn(figure: Figure) -> list[Axes]:

@@ -13,10 +13,10 @@ from tiny_dicom import dicom, mixed
 from untrained import untrained
 
 from tbkd_utils.data.images import read_image
-from tbkd_utils.experiment import Experiment
-from tbkd_utils.locate import locate
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.locate import locate
+from tbkd_utils.experiments.trained import TrainedClassifier
 from tbkd_utils.suggestions import coco
-from tbkd_utils.training import TrainedClassifier
 from tbkd_utils.upload import locate_upload
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from tbkd_utils import exercises
-from tbkd_utils.evaluation import localization
 from tbkd_utils.exercises import by_lesion_size, quadratic_check, split_halves
-from tbkd_utils.experiment import Experiment
-from tbkd_utils.training import train_student, train_teacher
+from tbkd_utils.experiments.evaluation import localization
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.trained import train_student, train_teacher
 
 
 def boxed(widths: list[int], scores: list[float]) -> SimpleNamespace:

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from tbkd_utils.data.check import DatasetReport, check_dataset
-from tbkd_utils.evaluation import Localization, classification, localization, probabilities
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.evaluation import Localization, classification, localization, probabilities
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.trained import TrainedClassifier, train_student, train_teacher
 from tbkd_utils.findings import (
     box_sentences,
     data_sentences,
@@ -18,7 +19,6 @@ from tbkd_utils.findings import (
     teacher_sentences,
     verdict_sentences,
 )
-from tbkd_utils.training import TrainedClassifier, train_student, train_teacher
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,12 @@ import pytest
 import tiny_dataset as tiny
 
 from tbkd_utils.data.records import Radiograph
-from tbkd_utils.evaluation import EvaluationError, Localization, classification, localization
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.evaluation import EvaluationError, Localization, classification, localization
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.recipe import Recipe
+from tbkd_utils.experiments.trained import train_student, train_teacher
 from tbkd_utils.metrics.classification import METRICS, metrics_from_counts
 from tbkd_utils.metrics.statistics import across_seeds, bootstrap_interval, paired_permutation_test
-from tbkd_utils.recipe import Recipe
 from tbkd_utils.report import (
     LEFT_OPEN,
     NETWORKS,
@@ -30,7 +31,6 @@ from tbkd_utils.report import (
     table_3,
     table_4,
 )
-from tbkd_utils.training import train_student, train_teacher
 
 
 @pytest.fixture(scope="module")

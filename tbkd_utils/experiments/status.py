@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.notebooks import FAILED, RECORD, TRAINS, state_of
+from tbkd_utils.experiments.series import plan
 from tbkd_utils.models.checkpoints import ENVIRONMENT, PROGRESS
-from tbkd_utils.reproduce import plan
 from tbkd_utils.runs import read_json
-from tbkd_utils.steps import FAILED, RECORD, TRAINS, state_of
 
 
 def status(experiment: Experiment, notebooks: Path | None = None) -> pd.DataFrame:

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tbkd_utils.evaluation import Localization, classification, localization
-from tbkd_utils.experiment import Experiment
-from tbkd_utils.recipe import Recipe
-from tbkd_utils.training import TrainedClassifier, train_student, train_teacher
+from tbkd_utils.experiments.evaluation import Localization, classification, localization
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.recipe import Recipe
+from tbkd_utils.experiments.trained import TrainedClassifier, train_student, train_teacher
 
 TEACHER, STUDENT = "teacher", "student"
 SECOND, SMOOTHED, UNTRAINED = "second teacher", "label smoothing", "untrained teacher's student"

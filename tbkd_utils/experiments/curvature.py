@@ -22,10 +22,10 @@ from tbkd_utils.curvature.spectrum import ConvergenceWarning, Spectrum, spectrum
 from tbkd_utils.data.seeding import stable_seed
 from tbkd_utils.data.transforms import normalise
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.evaluation import localization
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.evaluation import localization
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.trained import TrainedClassifier
 from tbkd_utils.runs import kept_result, kept_rows
-from tbkd_utils.training import TrainedClassifier
 
 Batches = list[tuple[Tensor, Tensor]]
 METHOD = 2

@@ -13,13 +13,13 @@ import torch
 from tbkd_utils.data.cache import Samples
 from tbkd_utils.data.synthetic.dataset import read_synthetic_tokens
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.evaluation import Localization, activation_maps, tb_probabilities
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.evaluation import Localization, activation_maps, tb_probabilities
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.trained import TrainedClassifier
 from tbkd_utils.localization.gradcam import upsample
 from tbkd_utils.localization.scores import energy_inside
 from tbkd_utils.metrics.statistics import bootstrap_interval
 from tbkd_utils.runs import Run, read_tensors, write_csv, write_tensors
-from tbkd_utils.training import TrainedClassifier
 
 MARGIN = 2  # pixels around the token that are painted too: resizing smears its edge
 

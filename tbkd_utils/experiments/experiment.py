@@ -22,7 +22,7 @@ from tbkd_utils.data.records import Radiograph
 from tbkd_utils.data.seeding import stable_seed
 from tbkd_utils.data.synthetic.dataset import write_synthetic
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.recipe import Recipe
+from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.runs import Run, explained, file_sha256, write_bytes, write_csv, write_text
 
 # What is kept once it was read; the last three depend on `monitor` too.

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from tbkd_utils.evaluation import Localization
-from tbkd_utils.experiment import Experiment
-from tbkd_utils.grid import ARMS, CONTROLS, STUDENT, TEACHER, Cell
+from tbkd_utils.experiments.evaluation import Localization
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.grid import ARMS, CONTROLS, STUDENT, TEACHER, Cell
 from tbkd_utils.metrics.statistics import (
     SeedSummary,
     across_seeds,

@@ -13,12 +13,11 @@ from tbkd_utils.data.files import find_radiographs, read_radiograph
 from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.images import to_grey
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.evaluation import activation_maps, tb_probabilities
+from tbkd_utils.experiments.evaluation import activation_maps, tb_probabilities
+from tbkd_utils.experiments.recipe import Recipe
+from tbkd_utils.experiments.trained import TrainedClassifier, training_min_area
 from tbkd_utils.localization.boxes import Boxes, boxes_from_heatmap
 from tbkd_utils.localization.gradcam import upsample
-from tbkd_utils.recipe import Recipe
-from tbkd_utils.reopen import training_min_area
-from tbkd_utils.training import TrainedClassifier
 
 CHUNK = 8  # batches of radiographs whose crops are in memory at a time
 DARK = 64  # an image whose brightest pixel is below this (of 255) is pointed out

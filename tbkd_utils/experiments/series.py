@@ -8,9 +8,9 @@ import nbformat
 from tqdm import tqdm
 
 import tbkd_utils
-from tbkd_utils.executors import Inline, threads_each
-from tbkd_utils.experiment import Experiment
-from tbkd_utils.grid import (
+from tbkd_utils.experiments.executors import Inline, threads_each
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.grid import (
     STUDENT,
     TEACHER,
     Cell,
@@ -21,8 +21,8 @@ from tbkd_utils.grid import (
     seed_cells,
     temperature_cells,
 )
+from tbkd_utils.experiments.notebooks import TRAINS, NotebookError, Outcome, Step, execute
 from tbkd_utils.runs import read_json, write_json, write_text
-from tbkd_utils.steps import TRAINS, NotebookError, Outcome, Step, execute
 
 TRAINED_BY = {role: number for number, role in TRAINS.items()}
 

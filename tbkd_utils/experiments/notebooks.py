@@ -1,23 +1,29 @@
 """One notebook of the series, or of one cell of the grid: where its record is, what it depends on, executing it."""
 
+import ast
 import contextlib
 import hashlib
 import json
+import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import filelock
 import nbformat
+import pandas as pd
 import papermill
+import torch
 from papermill.exceptions import PapermillException, PapermillExecutionError
 
 import tbkd_utils
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.experiment import Experiment
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.recipe import RecipeError
 from tbkd_utils.models.checkpoints import ENVIRONMENT
 from tbkd_utils.runs import Run, file_sha256, read_json, write_json
 
@@ -25,7 +31,6 @@ PACKAGE = Path(tbkd_utils.__file__).parent
 RECORD = "record.json"
 FAILED = "failed.json"
 TRAINS = {"02": "teacher", "03": "student"}  # the notebooks that train a network
-
 _PIXELS = ("data", "synthetic", "pixels", "training", "statistics")
 _BOXES = (*_PIXELS, "heatmaps", "scores")
 _STUDENT = (*_BOXES, "distillation")
@@ -255,3 +260,46 @@ def _package_sha256() -> str:
 
 def _stamps(folder: Path) -> dict[str, int]:
     return {entry.name: entry.stat().st_mtime_ns for entry in folder.glob("*")} if folder.is_dir() else {}
+
+
+PARAMETERS = ("recipe", "data", "out", "overrides", "figures")
+SHOWN = ("tbkd-utils", "torch", "torchvision", "lightning", "captum", "timm", "numpy", "opencv-python-headless")
+
+
+def experiment_from(namespace: Mapping[str, Any]) -> Experiment:
+    """Opens the experiment that a notebook's parameters cell describes, for torch's threads and pandas' tables too.
+
+    Args:
+        namespace: The notebook's `globals()`, with `recipe`, `data`, `out`, `overrides` and, if need be, `figures`.
+
+    Raises:
+        RecipeError: If papermill was given a parameter that the notebooks do not have; papermill itself only warns.
+    """
+    unknown = [name for name in injected_names(namespace.get("In", ())) if name not in PARAMETERS]
+    if unknown:
+        raise RecipeError(
+            f"The notebooks have no parameter '{unknown[0]}': expected {', '.join(PARAMETERS)}. A setting of the "
+            f'recipe goes into overrides, as in overrides = {{"temperature": 3.0}}.'
+        )
+    pd.set_option("display.precision", 4)
+    pd.set_option("display.max_colwidth", None)
+    given: list[Any] = [namespace.get(name) for name in PARAMETERS]
+    experiment = Experiment.open(*given)
+    if experiment.recipe.threads:
+        torch.set_num_threads(experiment.recipe.threads)
+    return experiment
+
+
+def injected_names(cells: Sequence[str]) -> list[str]:
+    """Returns the names that papermill's injected cells assign; such a cell starts with the comment `# Parameters`."""
+    injected = [ast.parse(cell) for cell in cells if cell.startswith("# Parameters\n")]
+    targets = [
+        target for tree in injected for node in tree.body if isinstance(node, ast.Assign) for target in node.targets
+    ]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def versions() -> pd.DataFrame:
+    """Returns the versions that the numbers of a notebook depend on."""
+    rows = [("Python", platform.python_version()), *((name, version(name)) for name in SHOWN)]
+    return pd.DataFrame(rows, columns=["package", "version"])
