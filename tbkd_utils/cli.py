@@ -147,9 +147,9 @@ def locate(
     Exit status 0: every file was located. 1: nothing was written. 2: the command was called wrongly. 3: the result was
     written, but some files could not be read; failed.csv lists them.
     """
-    from tbkd_utils import suggestions
     from tbkd_utils.experiments import locate as locating  # imports torch: seconds that --help should not take
     from tbkd_utils.experiments.trained import open_trained
+    from tbkd_utils.views import export as suggestions
 
     trained = open_trained(run, recipe, _overrides(settings))
     out = out.expanduser().resolve()

@@ -8,9 +8,9 @@ from scipy import stats
 
 from tbkd_utils.curvature.pyhessian import PyHessianNumbers
 from tbkd_utils.curvature.spectrum import Spectrum
-from tbkd_utils.curvature_figures import by_network, ratios
 from tbkd_utils.metrics.statistics import across_seeds
 from tbkd_utils.report import TABLE_1, TABLE_2
+from tbkd_utils.views.curvature_figures import by_network, ratios
 
 
 def table_1(spectra: Mapping[str, Spectrum], theirs: Mapping[str, PyHessianNumbers]) -> pd.DataFrame:

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tbkd_utils.ablation_figures import ablation_curve, seed_arms
 from tbkd_utils.experiments.ablations import (
     arm_table,
     cell_rows,
@@ -21,6 +20,7 @@ from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.grid import control_cells, seed_cells, temperature_cells
 from tbkd_utils.report import TABLE_3
 from tbkd_utils.verdicts import _best, _side
+from tbkd_utils.views.ablation_figures import ablation_curve, seed_arms
 
 
 def paper_rows() -> pd.DataFrame:

@@ -19,7 +19,7 @@ from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.locate import Finding, Located, LocateError, locate
 from tbkd_utils.experiments.recipe import RecipeError
 from tbkd_utils.experiments.trained import ReopenError, TrainedClassifier, open_trained
-from tbkd_utils.suggestions import write_suggestions
+from tbkd_utils.views.export import write_suggestions
 
 
 @pytest.fixture(scope="module")

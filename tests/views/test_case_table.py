@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from tbkd_utils.cases import ALL, ORDERS, SIZES, CaseError, case_table, chosen_cases, kinds_of
 from tbkd_utils.data.synthetic.dataset import read_synthetic_lesions
 from tbkd_utils.experiments.evaluation import Localization, localization
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.trained import train_student, train_teacher
+from tbkd_utils.views.case_table import ALL, ORDERS, SIZES, CaseError, case_table, chosen_cases, kinds_of
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tbkd_utils.experiments.evaluation import Localization, localization, logits
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.shortcut import shortcut
 from tbkd_utils.experiments.trained import train_student, train_teacher
-from tbkd_utils.explorer_figures import (
+from tbkd_utils.views.explorer_figures import (
     blended,
     case_figure,
     shortcut_figure,
@@ -25,8 +25,8 @@ from tbkd_utils.explorer_figures import (
     spectrum_figure,
     threshold_figure,
 )
-from tbkd_utils.figures import COLORS
-from tbkd_utils.live_boxes import LiveBoxes
+from tbkd_utils.views.figures import COLORS
+from tbkd_utils.views.live_boxes import LiveBoxes
 
 
 @pytest.fixture(scope="module")

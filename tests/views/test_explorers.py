@@ -18,25 +18,25 @@ from hessian_cases import a_spectrum
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
-from tbkd_utils import explorer as explorer_module
-from tbkd_utils.cases import ORDERS, case_table, chosen_cases
 from tbkd_utils.experiments.evaluation import Localization, localization, logits_of
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.shortcut import shortcut
 from tbkd_utils.experiments.trained import train_student, train_teacher
-from tbkd_utils.explorer import WIDGET, Explorer, View, in_batch, slider, still
-from tbkd_utils.explorer_figures import case_figure
-from tbkd_utils.live_boxes import LiveBoxes
 from tbkd_utils.localization.tables import score_rows
 from tbkd_utils.models.losses import distillation_loss
 from tbkd_utils.runs import write_csv
-from tbkd_utils.widgets import (
+from tbkd_utils.views import explorer as explorer_module
+from tbkd_utils.views.case_table import ORDERS, case_table, chosen_cases
+from tbkd_utils.views.explorer import WIDGET, Explorer, View, in_batch, slider, still
+from tbkd_utils.views.explorer_figures import case_figure
+from tbkd_utils.views.explorers import (
     case_browser,
     shortcut_explorer,
     softening_explorer,
     spectrum_viewer,
     threshold_explorer,
 )
+from tbkd_utils.views.live_boxes import LiveBoxes
 
 pytestmark = pytest.mark.slow  # every control of every explorer
 
@@ -233,7 +233,7 @@ def test_painting_changes_the_picture_and_the_numbers_hold_both(smoke: Experimen
 
 
 def test_without_a_known_token_the_explorer_says_so(smoke: Experiment, monkeypatch) -> None:
-    monkeypatch.setattr("tbkd_utils.widgets.has_tokens", lambda experiment: False)
+    monkeypatch.setattr("tbkd_utils.views.explorers.has_tokens", lambda experiment: False)
     explorer = shortcut_explorer(smoke, train_teacher(smoke), train_student(smoke))
     assert "No token is known" in numbers(explorer)[0]
     data, _ = explorer._repr_mimebundle_()

@@ -14,15 +14,15 @@ from test_cli import good, run
 from tiny_dicom import dicom, mixed
 from untrained import untrained
 
-from tbkd_utils import suggestions as module
 from tbkd_utils.data.dicom import read_dicom
 from tbkd_utils.data.images import ImageError, read_image
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.locate import Located, locate
 from tbkd_utils.experiments.trained import TrainedClassifier
-from tbkd_utils.overlay import overlay
 from tbkd_utils.runs import RunError
-from tbkd_utils.suggestions import SuggestionsError, box_table, check_writable, coco, image_table, write_suggestions
+from tbkd_utils.views import export as module
+from tbkd_utils.views.export import SuggestionsError, box_table, check_writable, coco, image_table, write_suggestions
+from tbkd_utils.views.overlay import overlay
 
 pytestmark = pytest.mark.slow  # files are made and made again
 

@@ -17,12 +17,13 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.images import read_image
-from tbkd_utils.diagrams import framework
 from tbkd_utils.experiments.evaluation import Localization, localization
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.experiments.trained import train_student, train_teacher
-from tbkd_utils.figures import (
+from tbkd_utils.localization.boxes import boxes_from_heatmap
+from tbkd_utils.report import table_3
+from tbkd_utils.views.figures import (
     COLORS,
     MARKERS,
     STYLES,
@@ -37,8 +38,7 @@ from tbkd_utils.figures import (
     spread_of_cases,
     threshold_curves,
 )
-from tbkd_utils.localization.boxes import boxes_from_heatmap
-from tbkd_utils.report import table_3
+from tbkd_utils.views.teaching_figures import framework
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import pytest
 from tbkd_utils.experiments.evaluation import Localization, localization
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.trained import train_student
-from tbkd_utils.live_boxes import LiveBoxes
 from tbkd_utils.localization.boxes import BoxError, boxes_from_heatmaps
 from tbkd_utils.localization.scores import mean_iou
+from tbkd_utils.views.live_boxes import LiveBoxes
 
 SETTINGS = [(0.0, 0.0), (0.2, 30.0), (0.5, 0.0), (0.5, 108.5), (0.73, 60.0), (1.0, 0.0), (0.5, 1e9)]
 

@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from tbkd_utils.experiments.evaluation import localization, probabilities
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.trained import train_student, train_teacher
-from tbkd_utils.explanations import (
+from tbkd_utils.localization.scores import image_score, iou_matrix, matched_score
+from tbkd_utils.models.losses import soften
+from tbkd_utils.views.teaching_figures import (
     LESIONS,
     NARROW,
     PREDICTED,
@@ -20,8 +22,6 @@ from tbkd_utils.explanations import (
     sharp_and_flat,
     softened_answers,
 )
-from tbkd_utils.localization.scores import image_score, iou_matrix, matched_score
-from tbkd_utils.models.losses import soften
 
 
 def drawn(figure: Figure) -> list[Axes]:

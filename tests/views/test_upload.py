@@ -16,8 +16,8 @@ from tbkd_utils.data.images import read_image
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.locate import locate
 from tbkd_utils.experiments.trained import TrainedClassifier
-from tbkd_utils.suggestions import coco
-from tbkd_utils.upload import locate_upload
+from tbkd_utils.views.export import coco
+from tbkd_utils.views.upload import locate_upload
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_errors_stand_in_the_area(
     assert "Failed:" in status
     assert "threshold is 7" in status
     assert results == ""
-    monkeypatch.setattr("tbkd_utils.upload.locate", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("tbkd_utils.views.upload.locate", lambda *_, **__: 1 / 0)
     status, _ = upload(locate_upload(trained), folder / "a.png")
     assert "ZeroDivisionError" in status
 

@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from tbkd_utils.curvature.spectrum import Spectrum, density
-from tbkd_utils.figures import COLORS, STYLES
+from tbkd_utils.views.figures import COLORS, STYLES
 
 _MARKERS = {"teacher": "o", "student": "s"}
 

@@ -18,8 +18,8 @@ from tbkd_utils import __version__
 from tbkd_utils.data.files import picture_name, read_radiograph
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.experiments.locate import Finding, Located, reason
-from tbkd_utils.overlay import overlay_png
 from tbkd_utils.runs import DONE, Run, explained, read_json, write_bytes, write_csv, write_json
+from tbkd_utils.views.overlay import overlay_png
 
 CATEGORY = {"id": 1, "name": "tuberculosis", "supercategory": ""}
 KIND = "suggestions"

@@ -15,11 +15,9 @@ ORDERS = {
     "name": ("name", True),
 }
 """How a reader may sort: the column of `case_table`, and whether its smallest value comes first."""
-
 ALL = "all"
 SIZES = (ALL, "smallest third", "middle third", "largest third")
 """Thirds of the radiographs by the area of their largest lesion."""
-
 _NAMES = {1: "active TB", 2: "latent TB", 3: "uncertain TB"}
 
 

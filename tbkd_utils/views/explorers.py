@@ -6,14 +6,15 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 
-from tbkd_utils.cases import ORDERS, SIZES, case_table, chosen_cases, kinds_of
 from tbkd_utils.curvature.spectrum import Spectrum
 from tbkd_utils.experiments.evaluation import Localization, logits_of, loss_parts
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.shortcut import Shortcut, has_tokens, shortcut
 from tbkd_utils.experiments.trained import TrainedClassifier
-from tbkd_utils.explorer import WHOLE, Explorer, View, dropdown, slider, width
-from tbkd_utils.explorer_figures import (
+from tbkd_utils.localization.scores import image_score
+from tbkd_utils.views.case_table import ORDERS, SIZES, case_table, chosen_cases, kinds_of
+from tbkd_utils.views.explorer import WHOLE, Explorer, View, dropdown, slider, width
+from tbkd_utils.views.explorer_figures import (
     case_figure,
     shortcut_figure,
     smoothing,
@@ -21,8 +22,7 @@ from tbkd_utils.explorer_figures import (
     spectrum_figure,
     threshold_figure,
 )
-from tbkd_utils.live_boxes import LiveBoxes
-from tbkd_utils.localization.scores import image_score
+from tbkd_utils.views.live_boxes import LiveBoxes
 
 
 def case_browser(teacher: Localization, student: Localization) -> Explorer:

@@ -13,8 +13,8 @@ from PIL import Image
 from tbkd_utils.data.files import read_radiograph
 from tbkd_utils.data.images import to_grey
 from tbkd_utils.experiments.locate import Finding
-from tbkd_utils.figures import COLORS, HEAT, STYLES
 from tbkd_utils.localization.boxes import normalize
+from tbkd_utils.views.figures import COLORS, HEAT, STYLES
 
 SHOWN = 1024  # the longer side of the radiograph in the picture, in pixels: more does not fit on a screen
 

@@ -14,8 +14,8 @@ from tbkd_utils.data.files import ENDINGS
 from tbkd_utils.errors import TbkdError
 from tbkd_utils.experiments.locate import Finding, Located, locate
 from tbkd_utils.experiments.trained import TrainedClassifier
-from tbkd_utils.overlay import overlay_png
-from tbkd_utils.suggestions import box_table, coco
+from tbkd_utils.views.export import box_table, coco
+from tbkd_utils.views.overlay import overlay_png
 
 HINT = (
     "PNG, JPEG, TIFF, BMP or DICOM; 200 MB at a time under <code>make lab</code>. Jupyter started otherwise drops more "

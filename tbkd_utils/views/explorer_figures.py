@@ -14,10 +14,10 @@ from matplotlib.lines import Line2D
 from tbkd_utils.curvature.spectrum import Spectrum, density
 from tbkd_utils.experiments.evaluation import Localization
 from tbkd_utils.experiments.shortcut import Shortcut
-from tbkd_utils.figures import COLORS, HEAT, MARKERS, STYLES, draw_boxes, short_name
-from tbkd_utils.live_boxes import LiveBoxes
 from tbkd_utils.localization.boxes import normalize
 from tbkd_utils.localization.scores import image_score
+from tbkd_utils.views.figures import COLORS, HEAT, MARKERS, STYLES, draw_boxes, short_name
+from tbkd_utils.views.live_boxes import LiveBoxes
 
 _HEATS = (matplotlib.colormaps[HEAT](np.arange(256))[:, :3] * 255).astype(np.float32)  # (256, 3)
 _DPI = 100
