@@ -15,7 +15,7 @@ from tbkd_utils.metrics.statistics import (
     paired_difference,
     paired_permutation_test,
 )
-from tbkd_utils.report import TABLE_3
+from tbkd_utils.systems.tb.tables import TABLE_3
 
 COMPARED = ((STUDENT, TEACHER), *((STUDENT, arm) for arm in CONTROLS), *((arm, TEACHER) for arm in CONTROLS))
 """Which arms are set against which: the paper's comparison, then the student and the controls."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.presets import PRESETS
+from tbkd_utils.systems.tb.presets import PRESETS
 
 
 class RecipeError(TbkdError, ValueError):

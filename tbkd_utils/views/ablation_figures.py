@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from tbkd_utils.experiments.grid import ARMS, STUDENT, TEACHER
 from tbkd_utils.metrics.statistics import across_seeds
-from tbkd_utils.report import TABLE_3
+from tbkd_utils.systems.tb.tables import TABLE_3
 from tbkd_utils.views.figures import COLORS, MARKERS, STYLES
 
 SEED_MARKERS = "osD^vP*X"

@@ -17,8 +17,8 @@ from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.notebooks import RECORD
 from tbkd_utils.experiments.series import plan
 from tbkd_utils.models.devices import environment
-from tbkd_utils.report import comparability
 from tbkd_utils.runs import read_json, write_text
+from tbkd_utils.systems.tb.tables import comparability
 
 PAGE = "report.html"
 

@@ -18,8 +18,8 @@ from tbkd_utils.experiments.ablations import (
 )
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.grid import control_cells, seed_cells, temperature_cells
-from tbkd_utils.report import TABLE_3
-from tbkd_utils.verdicts import _best, _side
+from tbkd_utils.systems.tb.tables import TABLE_3
+from tbkd_utils.systems.tb.verdicts import _best, _side
 from tbkd_utils.views.ablation_figures import ablation_curve, seed_arms
 
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from tbkd_utils.curvature.spectrum import Spectrum, spectrum
-from tbkd_utils.curvature_report import flatness_correlation, flatness_sentences, ratio_table, table_1, table_2
 from tbkd_utils.experiments.curvature import (
     CurvatureError,
     curvature,
@@ -23,6 +22,7 @@ from tbkd_utils.experiments.curvature import (
 )
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.trained import TrainedClassifier, train_student, train_teacher
+from tbkd_utils.systems.tb.tables import flatness_correlation, flatness_sentences, ratio_table, table_1, table_2
 from tbkd_utils.views.curvature_figures import flatness_and_miou, loss_landscape, ratios, size_study, spectral_density
 
 

@@ -22,7 +22,7 @@ from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.experiments.trained import train_student, train_teacher
 from tbkd_utils.localization.boxes import boxes_from_heatmap
-from tbkd_utils.report import table_3
+from tbkd_utils.systems.tb.tables import table_3
 from tbkd_utils.views.figures import (
     COLORS,
     MARKERS,

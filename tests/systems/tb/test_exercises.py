@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from tbkd_utils import exercises
-from tbkd_utils.exercises import by_lesion_size, quadratic_check, split_halves
 from tbkd_utils.experiments.evaluation import localization
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.trained import train_student, train_teacher
+from tbkd_utils.systems.tb import exercises
+from tbkd_utils.systems.tb.exercises import by_lesion_size, quadratic_check, split_halves
 
 
 def boxed(widths: list[int], scores: list[float]) -> SimpleNamespace:

@@ -10,7 +10,7 @@ from tbkd_utils.data.check import DatasetReport, check_dataset
 from tbkd_utils.experiments.evaluation import Localization, classification, localization, probabilities
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.trained import TrainedClassifier, train_student, train_teacher
-from tbkd_utils.findings import (
+from tbkd_utils.systems.tb.sentences import (
     box_sentences,
     data_sentences,
     rise_sentences,
@@ -76,7 +76,7 @@ def test_accuracy_is_compared_in_pairs(
         rows = probabilities(experiment, trained)
         return rows.assign(p_tb=rows["label"] if right in (trained.role, "both") else 1 - rows["label"])
 
-    monkeypatch.setattr("tbkd_utils.findings.probabilities", called)
+    monkeypatch.setattr("tbkd_utils.systems.tb.sentences.probabilities", called)
     text = student_sentences(smoke, networks["teacher"], networks["student"])
     assert verdict in text.splitlines()[0]
     assert localization(smoke, networks["student"]).miou == pytest.approx(

@@ -16,7 +16,7 @@ from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.experiments.trained import train_student, train_teacher
 from tbkd_utils.metrics.classification import METRICS, metrics_from_counts
 from tbkd_utils.metrics.statistics import across_seeds, bootstrap_interval, paired_permutation_test
-from tbkd_utils.report import (
+from tbkd_utils.systems.tb.tables import (
     LEFT_OPEN,
     NETWORKS,
     STATED,

@@ -6,13 +6,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from tbkd_utils.curvature_report import ratio_table
 from tbkd_utils.experiments.evaluation import Localization, probabilities
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.grid import STUDENT
 from tbkd_utils.experiments.trained import TrainedClassifier
 from tbkd_utils.metrics.statistics import bootstrap_interval
-from tbkd_utils.report import TABLE_1, TABLE_2, TABLE_3, TABLE_4, comparability, student_minus_teacher
+from tbkd_utils.systems.tb.tables import (
+    TABLE_1,
+    TABLE_2,
+    TABLE_3,
+    TABLE_4,
+    comparability,
+    ratio_table,
+    student_minus_teacher,
+)
 
 HOLDS, FAILS, OPEN = "yes", "no", "not shown"
 SURE = 0.95

@@ -15,7 +15,7 @@ from tbkd_utils.experiments.evaluation import Localization, localization, probab
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.trained import TrainedClassifier
 from tbkd_utils.metrics.statistics import bootstrap_interval
-from tbkd_utils.verdicts import FAILS, HOLDS, OPEN
+from tbkd_utils.systems.tb.verdicts import FAILS, HOLDS, OPEN
 
 
 def data_sentences(report: DatasetReport, experiment: Experiment) -> str:

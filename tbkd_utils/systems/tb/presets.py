@@ -33,7 +33,6 @@ _FULL_CURVATURE = {
     "landscape_draws": 6,
 }
 _LITE = {"backbone": "efficientnet_lite0", "weights": "imagenet", "monitor": "holdout"}
-
 PRESETS: dict[str, dict[str, Any]] = {
     # Seconds, for tests: every step runs, nothing is learnt.
     "smoke": _LITE
