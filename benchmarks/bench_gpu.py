@@ -29,11 +29,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from tbkd_utils.curvature.products import Graph, reverse_over_forward
 from tbkd_utils.data.loaders import training_loader
+from tbkd_utils.data.transforms import rand_augment
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.recipe import Recipe
-from tbkd_utils.localization.gradcam import class_activation_maps
-from tbkd_utils.models.module import Classifier
-from tbkd_utils.models.networks import build_classifier
+from tbkd_utils.experiments.system import named_recipe
+from tbkd_utils.experiments.trained import training_options
+from tbkd_utils.localization.heatmaps import compute_heatmaps, grad_cam
+from tbkd_utils.models.losses import build_loss
+from tbkd_utils.models.module import TrainingModule
+from tbkd_utils.models.networks import NETWORKS, build_network
 
 COST = {"teacher step": 3, "distillation step": 4, "heatmaps": 1, "Hessian product": 6}
 """Operations of each, in forward passes: a backward pass costs two; a Hessian product a forward and a backward pass,
@@ -110,10 +114,12 @@ def way(repeatable: bool) -> Iterator[None]:
 
 
 class Step:
-    """One optimiser step in bf16 autocast on a batch of uint8 images and labels, both on the device."""
+    """One optimizer step in bf16 autocast on a batch of uint8 images and labels, both on the device."""
 
     def __init__(self, recipe: Recipe, teacher: nn.Module | None, scale: Scale, compiled: bool) -> None:
-        self.module = Classifier(recipe, build_classifier("resnet50", "none", 0), teacher).to(scale.device).train()
+        loss = build_loss("distillation" if teacher is not None else "cross_entropy", recipe.flat())
+        model, options = build_network("resnet50", 2, "none", 0), training_options(recipe, NETWORKS["resnet50"])
+        self.module = TrainingModule(options, model, loss, teacher).to(scale.device).train()
         for network in self.module._teacher:
             network.to(scale.device).eval()
         self.adam, self.device = self.module.configure_optimizers(), scale.device
@@ -123,23 +129,32 @@ class Step:
     def __call__(self, pixels: torch.Tensor, labels: torch.Tensor) -> None:
         self.adam.zero_grad()
         with torch.autocast(self.device, dtype=torch.bfloat16):
-            loss, _ = self.module._loss(self.module.on_after_batch_transfer((pixels, labels), 0))
-        loss.backward()
+            batch = {"pixels": pixels, "targets": labels}
+            terms, _ = self.module._terms(self.module.on_after_batch_transfer(batch, 0))
+        terms["loss"].backward()
         self.adam.step()
 
 
 def live(step: Step, batch: int, scale: Scale, folder: str) -> float:
     """Images per second of a step that is fed by the training's own loader, over whole epochs."""
-    counts = {"synthetic_train": (64, 0, 64), "synthetic_val": (1, 0, 1), "synthetic_size": 256, "monitor": "train"}
+    counts = {
+        "synthetic_train": (64, 0, 64),
+        "synthetic_val": (1, 0, 1),
+        "synthetic_size": 256,
+        "early_stopping_on": "train",
+    }
     workers = max(1, (os.cpu_count() or 2) - 1)
     overrides = counts | {"resize": 256, "crop": scale.crop, "batch_size": batch, "workers": workers}
     experiment = Experiment.open("demo", out=folder, overrides=overrides)
     train = experiment.train.subset(np.resize(np.arange(len(experiment.train)), scale.epoch))
     epoch, done, began = 0, 0, 0.0
-    loader = training_loader(train, experiment.recipe, lambda: epoch)
+    augment = partial(rand_augment, operations=2, magnitude=9)
+    how = {"batch_size": batch, "seed": 0, "workers": workers}
+    loader = training_loader(train, augment, epoch=lambda: epoch, **how)
     for epoch in range(100):  # the first epoch starts the workers and is not timed
-        for pixels, labels in loader:
-            step(pixels.to(scale.device, non_blocking=True), labels.to(scale.device, non_blocking=True))
+        for sample in loader:
+            pixels, labels = (sample[key].to(scale.device, non_blocking=True) for key in ("pixels", "targets"))
+            step(pixels, labels)
             done += len(labels)
         wait(scale)
         if epoch == 0:
@@ -151,13 +166,13 @@ def live(step: Step, batch: int, scale: Scale, folder: str) -> float:
 
 def steps(batch: int, scale: Scale, top: float, folder: str, profiled: Path | None) -> list[Row]:
     """Teacher and distillation step in every way, with ready tensors and with live input."""
-    rows, recipe = [], Recipe.named("paper", batch_size=batch)
+    rows, recipe = [], named_recipe("paper", batch_size=batch)
     pixels = torch.randint(0, 256, (batch, scale.crop, scale.crop), dtype=torch.uint8, device=scale.device)
     labels = torch.arange(batch, device=scale.device) % 2
     for title, (repeatable, compiled) in WAYS.items():
         for what in ("teacher step", "distillation step"):
             torch._dynamo.reset()
-            teacher = build_classifier("resnet50", "none", 1) if what == "distillation step" else None
+            teacher = build_network("resnet50", 2, "none", 1) if what == "distillation step" else None
             with way(repeatable):
                 step = Step(recipe, teacher, scale, compiled)
                 speed = per_second(partial(step, pixels, labels), batch, scale)
@@ -172,7 +187,7 @@ def steps(batch: int, scale: Scale, top: float, folder: str, profiled: Path | No
 
 def forwards(batch: int, scale: Scale, top: float, full: float) -> list[Row]:
     """Heatmaps beside the bare forward pass, and the Hessian product's two routes."""
-    model = build_classifier("resnet50", "none", 0).to(scale.device).eval().to(memory_format=torch.channels_last)
+    model = build_network("resnet50", 2, "none", 0).to(scale.device).eval().to(memory_format=torch.channels_last)
     images = torch.randn(batch, 3, scale.crop, scale.crop, device=scale.device)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch, device=scale.device) % 2
@@ -184,7 +199,7 @@ def forwards(batch: int, scale: Scale, top: float, full: float) -> list[Row]:
 
     def maps() -> None:
         with torch.autocast(scale.device, dtype=torch.bfloat16):
-            class_activation_maps(model, [images])
+            compute_heatmaps(model, [images], grad_cam(NETWORKS["resnet50"]))
 
     def loss(logits: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(logits, labels)

@@ -4,7 +4,6 @@ Needs `pip install --no-deps grad-cam ttach` (`make bench` does it).
 """
 
 import functools
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -16,12 +15,11 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from tbkd_utils.experiments.evaluation import THRESHOLDS
-from tbkd_utils.localization.closed_form import pooled_head
-from tbkd_utils.localization.gradcam import class_activation_maps, closed_form, upsample
+from tbkd_utils.localization.heatmaps import compute_heatmaps, grad_cam, upsample
 from tbkd_utils.localization.tables import score_rows, threshold_rows
-from tbkd_utils.models.networks import build_classifier, last_stage
+from tbkd_utils.models.networks import NETWORKS, build_network
 
-NETWORKS = ("resnet50", "efficientnet_lite0")
+CHECKED = ("resnet50", "efficientnet_lite0")
 BATCH = 16
 BATCHES = {"resnet50": 4, "efficientnet_lite0": 12}  # 192 images of the faster one: about a test set
 LAST = torch.channels_last
@@ -29,7 +27,7 @@ FORMATS = {"fp32": (torch.contiguous_format, False), "fp32 channels_last": (LAST
 
 
 def laid_out(name: str, layout: torch.memory_format) -> tuple[nn.Module, torch.Tensor]:
-    model = build_classifier(name, "none", 0).eval().to(memory_format=layout)
+    model = build_network(name, 2, "none", 0).eval().to(memory_format=layout)
     images = torch.randn(BATCH, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     return model, images.contiguous(memory_format=layout)
 
@@ -44,7 +42,7 @@ def against_forward(name: str) -> list[Row]:
                 for _ in range(BATCHES[name]):
                     model(images)
 
-        maps = functools.partial(class_activation_maps, model, [images] * BATCHES[name])
+        maps = functools.partial(compute_heatmaps, model, [images] * BATCHES[name], grad_cam(NETWORKS[name]))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             seconds = in_turns({"forward": forward, "maps": maps}, rounds=7)
         share, text = ratio(seconds, "forward", "maps")
@@ -61,59 +59,30 @@ def against_forward(name: str) -> list[Row]:
     return rows
 
 
-def form(model: nn.Module, half: bool, compiled: bool, images: torch.Tensor) -> Callable[[], None]:
-    """Heatmaps of a batch by the closed form, plain or compiled, without the search for it."""
-    head = pooled_head(model, last_stage(model))
-    assert head is not None
-    found = closed_form(head, 1, compiled=compiled)
-
-    def run() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            found(images)
-
-    return run
-
-
-def compiled_against_plain(name: str) -> Row:
-    """What `cam_compile` wins, and what compiling costs."""
-    model, images = laid_out(name, LAST)
-    parts, compiling = [], []
-    for kind, half in (("fp32", False), ("bf16", True)):
-        sides = {"compiled": form(model, half, True, images), "plain": form(model, half, False, images)}
-        began = time.perf_counter()
-        sides["compiled"]()
-        compiling.append(time.perf_counter() - began)
-        parts.append(f"{kind} {ratio(in_turns(sides, rounds=7), 'plain', 'compiled')[1]}x")
-    note = f"compiling {min(compiling):.0f} to {max(compiling):.0f} s"
-    return Row("heatmaps", f"compiled heatmaps against plain ones ({name})", ", ".join(parts), None, note)
-
-
 def against_others(name: str) -> list[Row]:
     model, images = laid_out(name, torch.contiguous_format)
     fast, laid = laid_out(name, LAST)
-    layer = last_stage(model)
+    layer = model.get_submodule(NETWORKS[name].features)
     explainer, cam = LayerGradCam(model, layer), GradCAM(model=model, target_layers=[layer])
     cam.batch_size = BATCH
     targets = [ClassifierOutputTarget(1)] * BATCH
 
     def half() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            class_activation_maps(fast, laid, batch_size=BATCH)
+            compute_heatmaps(fast, laid, grad_cam(NETWORKS[name]), batch_size=BATCH)
 
-    compiled = form(fast, True, True, laid)
     sides: dict[str, Callable[[], object]] = {
         "captum loop": lambda: [explainer.attribute(image[None], target=1) for image in images],
         "captum batch": lambda: explainer.attribute(images, target=1),
         "pytorch-grad-cam": lambda: cam(input_tensor=images, targets=targets),
-        "fp32": lambda: class_activation_maps(fast, laid, batch_size=BATCH),
+        "fp32": lambda: compute_heatmaps(fast, laid, grad_cam(NETWORKS[name]), batch_size=BATCH),
         "bf16": half,
-        "bf16 compiled": compiled,
     }
     seconds = in_turns(sides, rounds=5)
     speeds = ", ".join(f"{side} {BATCH / float(np.median(values)):.1f}" for side, values in seconds.items())
     rows = []
     for rival, factor in (("captum loop", 5), ("pytorch-grad-cam", 10)):
-        best = max(("fp32", "bf16", "bf16 compiled"), key=lambda ours: ratio(seconds, rival, ours)[0])
+        best = max(("fp32", "bf16"), key=lambda ours: ratio(seconds, rival, ours)[0])
         speed, text = ratio(seconds, rival, best)
         goal = f"at least {factor}x {rival}, fp32, where the CPU has bf16 units ({name})"
         note = f"ours in {best}; images/s: {speeds}"
@@ -154,7 +123,7 @@ def boxes(name: str) -> Row:
     batches = -(-count // BATCH)
 
     def heat() -> None:
-        class_activation_maps(model, [images] * batches)
+        compute_heatmaps(model, [images] * batches, grad_cam(NETWORKS[name]))
 
     def score() -> None:
         score_rows(names, upsample(maps, (224, 224)), truth, 0.5, 100.0, area="rectangle", method="minmax")
@@ -171,9 +140,8 @@ def boxes(name: str) -> Row:
 
 
 def measure() -> list[Row]:
-    rows = [row for name in NETWORKS for row in against_forward(name)]
-    rows += [compiled_against_plain(name) for name in NETWORKS]
-    return [*rows, *against_others("resnet50"), roofline(), *(boxes(name) for name in NETWORKS)]
+    rows = [row for name in CHECKED for row in against_forward(name)]
+    return [*rows, *against_others("resnet50"), roofline(), *(boxes(name) for name in CHECKED)]
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from torch.func import functional_call, grad, jvp
 
 from tbkd_utils.curvature.products import Graph, reverse_over_forward
 from tbkd_utils.curvature.pyhessian import pyhessian_numbers
-from tbkd_utils.curvature.spectrum import spectrum
-from tbkd_utils.models.networks import build_classifier
+from tbkd_utils.curvature.spectrum import hessian_spectrum
+from tbkd_utils.models.networks import build_network
 
 TOP = 10
 loss = nn.functional.cross_entropy
@@ -57,7 +57,7 @@ def row(name: str, products: int, seconds: float, values: np.ndarray, truth: np.
 
 def routes(name: str, batch: int) -> Row:
     """Seconds of one product of a real network by the three routes."""
-    model = build_classifier(name, "none", 0).eval()
+    model = build_network(name, 2, "none", 0).eval()
     inputs = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(batch) % 2
     parameters = list(model.parameters())
@@ -98,7 +98,7 @@ def measure() -> tuple[str, list[Row]]:
         "| method | products | seconds | worst eigenvalue error | worst residual | residual <= 1e-3 |",
         "|---|---|---|---|---|---|",
     ]
-    ours = spectrum(model, loss, batches, top=TOP, probes=0)
+    ours = hessian_spectrum(model, loss, batches, top=TOP, probes=0)
     lines.append(row("ours, tolerance 1e-3", ours.products, ours.seconds, ours.eigenvalues, truth, ours.residuals))
     theirs = {}
     for iterations, tolerance in ((100, 1e-3), (300, 1e-5), (1000, 1e-7)):
@@ -111,9 +111,9 @@ def measure() -> tuple[str, list[Row]]:
         ordered = found.eigenvalues[np.argsort(-np.abs(found.eigenvalues))]  # its own order would only add errors
         lines.append(row(name, used, seconds, ordered, truth, found.residuals))
 
-    sure = spectrum(model, loss, batches, top=TOP, probes=200, steps=1, seed=1)
+    sure = hessian_spectrum(model, loss, batches, top=TOP, probes=200, steps=1, seed=1)
     began = time.perf_counter()
-    trace = spectrum(model, loss, batches, top=TOP, probes=20, steps=1)
+    trace = hessian_spectrum(model, loss, batches, top=TOP, probes=20, steps=1)
     seconds = time.perf_counter() - began
     low, high = trace.trace_interval
     default = theirs[100]

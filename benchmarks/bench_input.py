@@ -15,15 +15,14 @@ from tbkd_utils.data.cache import load_samples
 from tbkd_utils.data.dataset import read_dataset
 from tbkd_utils.data.loaders import training_loader
 from tbkd_utils.data.synthetic.dataset import write_synthetic
-from tbkd_utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalise
-from tbkd_utils.experiments.recipe import Recipe
+from tbkd_utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD, rand_augment, standardize
 from tbkd_utils.runs import Run
 
 COUNT = 128
 
 
 class Reference(Dataset):
-    """What a user writes from section 3.2.1: open, resize, crop, RandAugment, tensor, normalise."""
+    """What a user writes from section 3.2.1: open, resize, crop, RandAugment, tensor, normalize."""
 
     def __init__(self, paths: list[Path], labels: list[int]) -> None:
         self.paths, self.labels = paths, labels
@@ -51,16 +50,16 @@ def measure() -> list[Row]:
         records = read_dataset(root, "train")
         for record in records:  # TBX11K's PNGs have three equal channels
             Image.open(record.path).convert("RGB").save(record.path)
-        recipe = Recipe.named("paper", workers=0, batch_size=32)
         run_at = functools.partial(Run.at, Path(folder) / "runs")
         first = in_turns({"build": lambda: load_samples(records, run_at, 256, 224)}, rounds=1, warm_up=0)
         samples = load_samples(records, run_at, 256, 224)
-        reference = DataLoader(Reference([r.path for r in records], [r.label for r in records]), 32, shuffle=True)
-        ours = training_loader(samples, recipe, lambda: 0)
+        reference = DataLoader(Reference([r.path for r in records], [r.target for r in records]), 32, shuffle=True)
+        augment = functools.partial(rand_augment, operations=2, magnitude=9)
+        ours = training_loader(samples, augment, batch_size=32, seed=0, epoch=lambda: 0)
 
         def epoch() -> None:
-            for pixels, _ in ours:
-                normalise(pixels)  # (b, 3, 224, 224), as the reference's batches
+            for batch in ours:
+                standardize(batch["pixels"])  # (b, 3, 224, 224), as the reference's batches
 
         seconds = in_turns({"reference": lambda: [None for _ in reference], "ours": epoch}, rounds=5)
     speed, text = ratio(seconds, "reference", "ours")

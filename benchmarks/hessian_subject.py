@@ -9,9 +9,9 @@ def bright_spots(count: int, seed: int, pixels: int = 16) -> tuple[Tensor, Tenso
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 1, pixels, pixels, generator=generator)
     labels = torch.arange(count) % 2
-    centre = torch.rand(count, 2, generator=generator) * (pixels - 8) + 4
+    center = torch.rand(count, 2, generator=generator) * (pixels - 8) + 4
     axis = torch.arange(pixels)
-    distance = (axis[None, :, None] - centre[:, :1, None]) ** 2 + (axis[None, None, :] - centre[:, 1:, None]) ** 2
+    distance = (axis[None, :, None] - center[:, :1, None]) ** 2 + (axis[None, None, :] - center[:, 1:, None]) ** 2
     images[:, 0] += labels[:, None, None] * 1.6 * torch.exp(-distance / 8)
     return images, labels
 

@@ -1,6 +1,6 @@
 """Run folders: named by what made them, written atomically, believed only when complete.
 
-`runs/<recipe>/<kind>-<digest>/` holds one artefact: the digest is over the settings that matter for it. Files are
+`runs/<recipe>/<kind>-<digest>/` holds one artifact: the digest is over the settings that matter for it. Files are
 written beside their place and renamed; a `done` marker with every file's checksum comes last. A folder without a valid
 marker is resumed or redone, never believed.
 """
@@ -26,14 +26,10 @@ import safetensors
 import safetensors.torch
 import torch
 
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.errors import RunError
 
 FORMAT = 2  # raise it when the content of run folders changes its meaning: old ones are then made anew
 DONE = "done.json"
-
-
-class RunError(TbkdError, RuntimeError):
-    """A run folder that cannot be written, read or believed."""
 
 
 def digest(settings: Mapping[str, Any]) -> str:
@@ -157,7 +153,7 @@ class Run:
 
     @classmethod
     def at(cls, root: Path, kind: str, settings: Mapping[str, Any]) -> "Run":
-        """Returns the folder for an artefact; nothing is written yet."""
+        """Returns the folder for an artifact; nothing is written yet."""
         plain = json.loads(json.dumps({**settings, "kind": kind}))  # as the marker gives them back: lists, no tuples
         return cls(root / f"{kind}-{digest(plain)}", plain)
 
@@ -252,7 +248,7 @@ ROWS = "rows.csv"
 Result = TypeVar("Result")
 
 
-def kept_result(run: Run, kind: type[Result], compute: Callable[[], Result]) -> Result:
+def cached_result(run: Run, kind: type[Result], compute: Callable[[], Result]) -> Result:
     """Returns a result that is a dataclass of arrays, numbers and tuples of numbers.
 
     Args:
@@ -277,12 +273,12 @@ def kept_result(run: Run, kind: type[Result], compute: Callable[[], Result]) -> 
     return kind(**stored)
 
 
-def kept_rows(run: Run, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+def cached_rows(run: Run, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
     """Returns a table that is kept as a CSV file.
 
     Args:
-        run: As in `kept_result`.
-        compute: As in `kept_result`.
+        run: As in `cached_result`.
+        compute: As in `cached_result`.
 
     Raises:
         RunError: If the folder cannot be written.

@@ -18,10 +18,10 @@ import nbformat
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
-from tbkd_utils.experiments.curvature import curvature
+from tbkd_utils.experiments.curvature import network_spectrum
 from tbkd_utils.experiments.evaluation import localization
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.trained import train_student, train_teacher
+from tbkd_utils.experiments.trained import train
 
 pytestmark = pytest.mark.browser
 
@@ -53,8 +53,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def prepared(smoke: Experiment) -> Experiment:
     """Both networks and their spectra, so that a page opens in seconds."""
-    for network in (train_teacher(smoke), train_student(smoke)):
-        curvature(smoke, network)
+    for network in (train(smoke, "teacher"), train(smoke, "student")):
+        network_spectrum(smoke, network)
     return smoke
 
 
@@ -73,15 +73,15 @@ def lab(prepared: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Itera
         path = folder / ".settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
-    port, token = free_port(), "a-test"
-    command = ["jupyterlab", "--no-browser", f"--port={port}", f"--IdentityProvider.token={token}",
+    port, marker = free_port(), "a-test"
+    command = ["jupyterlab", "--no-browser", f"--port={port}", f"--IdentityProvider.marker={marker}",
                f"--ServerApp.root_dir={folder}", "--ServerApp.port_retries=0", "--allow-root"]  # fmt: skip
     own = {
         "JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / ".workspaces"),
     }
-    with serving(command, own, folder / "server.log", f"http://127.0.0.1:{port}/api?token={token}"):
-        yield f"http://127.0.0.1:{port}/doc/tree/{{}}?token={token}"
+    with serving(command, own, folder / "server.log", f"http://127.0.0.1:{port}/api?marker={marker}"):
+        yield f"http://127.0.0.1:{port}/doc/tree/{{}}?marker={marker}"
 
 
 @pytest.fixture(scope="session")
@@ -146,9 +146,9 @@ def test_a_page_opens_at_the_recipes_setting(lab: str, watched: Watched, prepare
     page.goto(lab.format("04_gradcam_boxes.ipynb"))
     run_all_cells(page)
     shown = numbers(found(page, "threshold"))
-    for trained in (train_teacher(prepared), train_student(prepared)):
+    for trained in (train(prepared, "teacher"), train(prepared, "student")):
         one = localization(prepared, trained)
-        assert f"threshold {prepared.recipe.threshold:.2f}, boxes larger than {one.min_area:.0f} square" in shown
+        assert f"threshold {prepared.recipe.scores.threshold:.2f}, boxes larger than {one.min_area:.0f} square" in shown
         assert f"{one.role}: mIOU of all {len(one.samples)} radiographs {one.miou:.4f}," in shown
 
 

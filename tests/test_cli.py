@@ -7,29 +7,14 @@ from pathlib import Path
 
 import pytest
 import tiny_dataset as tiny
-from typer.testing import CliRunner, Result
+from commands import good, run
 
-import tbkd_utils.experiments.series
-from tbkd_utils import __version__, cli
-from tbkd_utils.cli import app
+from tbkd_utils import __version__
 from tbkd_utils.data.dataset import read_dataset
-from tbkd_utils.data.records import DatasetError
-from tbkd_utils.data.synthetic.sample import SyntheticError
-from tbkd_utils.experiments.experiment import Experiment, ExperimentError
-from tbkd_utils.experiments.recipe import PRESETS, Recipe, RecipeError
-
-
-def run(*arguments: str | Path, width: int = 200) -> Result:
-    """Calls the command in this process, in a window of some width."""
-    cli.console.width = width
-    return CliRunner(env={"NO_COLOR": "1"}).invoke(app, [str(one) for one in arguments])
-
-
-def good(*arguments: str | Path, **options) -> str:
-    """The output of a call that succeeds."""
-    result = run(*arguments, **options)
-    assert result.exit_code == 0, (result.output, result.exception)
-    return result.output
+from tbkd_utils.errors import DataError, SettingsError
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.system import named_recipe
+from tbkd_utils.systems.tb.presets import PRESETS
 
 
 @pytest.fixture
@@ -59,16 +44,16 @@ def cells(text: str) -> list[list[str]]:
 
 def test_recipes_are_set_side_by_side_where_they_differ() -> None:
     table = {row[0]: row[1:] for row in cells(good("recipes"))}
-    recipes = [Recipe.named(preset) for preset in PRESETS]
-    assert table["backbone"] == [recipe.backbone for recipe in recipes]
-    assert table["epochs"] == [str(recipe.epochs) for recipe in recipes]
+    recipes = [named_recipe(preset) for preset in PRESETS]
+    assert table["network"] == [recipe.training.network for recipe in recipes]
+    assert table["epochs"] == [str(recipe.training.epochs) for recipe in recipes]
     assert table["train_splits"] == ["[train]", "[train]", "[train, extra_train]", "[train]"]
     assert "temperature" not in table  # the same in all
 
 
 def test_one_recipe_is_shown_with_every_setting_and_its_meaning() -> None:
     table = {row[0]: row[1:] for row in cells(good("recipes", "laptop"))}
-    for part, setting, value, meaning in Recipe.named("laptop").settings():
+    for part, setting, value, meaning in named_recipe("laptop").settings():
         if setting == "name":
             continue
         assert table[setting][0] == part
@@ -81,13 +66,13 @@ def test_one_recipe_is_shown_with_every_setting_and_its_meaning() -> None:
 def test_a_narrow_window_cuts_nothing(arguments: tuple[str, ...]) -> None:
     text = good(*arguments, width=70)
     assert "…" not in text
-    assert "holdout_fraction" in text
+    assert "validation_fraction" in text
     assert max(map(len, text.splitlines())) <= 70
 
 
 def test_an_unknown_recipe_is_an_error() -> None:
     result = run("recipes", "dmeo")
-    assert isinstance(result.exception, RecipeError)
+    assert isinstance(result.exception, SettingsError)
     assert result.exit_code == 1
 
 
@@ -132,7 +117,7 @@ def test_long_names_are_folded_and_not_cut(root: Path) -> None:
 
 def test_a_folder_that_is_no_dataset_is_an_error(tmp_path: Path) -> None:
     result = run("data", "check", tmp_path)
-    assert isinstance(result.exception, DatasetError)
+    assert isinstance(result.exception, DataError)
     assert result.exit_code == 1
 
 
@@ -146,12 +131,12 @@ def test_a_synthetic_dataset_is_written_to_the_settings(tmp_path: Path) -> None:
     assert [record.kind for record in read_dataset(target, "train")] == ["tb"] * 3 + ["sick"] * 2 + ["health"]
     assert len(read_dataset(target, "val")) == 2
     assert good("data", "check", target).endswith("No problem found.\n")
-    assert isinstance(run("data", "synthesize", target, *settings).exception, SyntheticError)  # never written over
+    assert isinstance(run("data", "synthesize", target, *settings).exception, DataError)  # never written over
 
 
 def test_a_recipe_without_synthetic_radiographs_is_refused(tmp_path: Path) -> None:
     result = run("data", "synthesize", tmp_path / "new", "--recipe", "paper")
-    assert isinstance(result.exception, RecipeError)
+    assert isinstance(result.exception, SettingsError)
     assert "draws no radiographs" in str(result.exception)
     assert not (tmp_path / "new").exists()
 
@@ -175,7 +160,7 @@ def test_a_recipe_without_synthetic_radiographs_is_refused(tmp_path: Path) -> No
 )
 def test_a_setting_that_cannot_be_used_is_an_error(tmp_path: Path, setting: str, said: str) -> None:
     result = run("data", "synthesize", tmp_path / "new", "--set", setting)
-    assert isinstance(result.exception, RecipeError), result.exception
+    assert isinstance(result.exception, SettingsError), result.exception
     assert said in str(result.exception)
     assert result.exit_code == 1
     assert not (tmp_path / "new").exists()
@@ -186,11 +171,11 @@ def experiments(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Experiment, Path 
     """What the series was asked to run, instead of running it."""
     asked: list[tuple[Experiment, Path | None]] = []
 
-    def series(experiment: Experiment, notebooks: Path | None = None, *_, **__) -> list:
+    def note(experiment: Experiment, notebooks: Path | None = None, *_, **__) -> list:
         asked.append((experiment, notebooks))
         return []
 
-    monkeypatch.setattr(tbkd_utils.reproduce, "reproduce", series)
+    monkeypatch.setattr("tbkd_utils.experiments.series.reproduce", note)
     return asked
 
 
@@ -198,7 +183,7 @@ def test_reproduce_runs_the_demo_unless_told_otherwise(tmp_path: Path, experimen
     monkeypatch.chdir(tmp_path)
     text = good("reproduce")
     ((experiment, notebooks),) = experiments
-    assert experiment == Experiment(Recipe.named("demo"), tmp_path)
+    assert experiment == Experiment(named_recipe("demo"), tmp_path)
     assert notebooks is None
     assert "synthetic radiographs" in text
     assert str(experiment.figures) in text
@@ -209,9 +194,9 @@ def test_reproduce_takes_recipe_folders_and_settings(root: Path, tmp_path: Path,
         "learning_rate=1e-3": ("learning_rate", 1e-3),
         "weight_decay=2.5E-05": ("weight_decay", 2.5e-5),
         "temperature=3": ("temperature", 3.0),
-        "monitor=train": ("monitor", "train"),
+        "early_stopping_on=train": ("early_stopping_on", "train"),
         "cam_relu=false": ("cam_relu", False),
-        "train_splits=[train, extra_train]": ("train_splits", ("train", "extra_train")),
+        "train_splits=[train, extra_train]": ("train_splits", ["train", "extra_train"]),
         "weights=none": ("weights", "none"),
     }
     options = [part for setting in settings for part in ("--set", setting)]
@@ -219,19 +204,20 @@ def test_reproduce_takes_recipe_folders_and_settings(root: Path, tmp_path: Path,
     ((experiment, notebooks),) = experiments
     assert (experiment.recipe.name, experiment.data, experiment.out) == ("laptop", root, tmp_path / "out")
     assert notebooks == tmp_path
-    assert {name: getattr(experiment.recipe, name) for name, _ in settings.values()} == dict(settings.values())
+    flat = experiment.recipe.flat()
+    assert {name: flat[name] for name, _ in settings.values()} == dict(settings.values())
     assert str(root) in text
 
 
 def test_the_last_of_two_values_counts(tmp_path: Path, experiments) -> None:
     good("reproduce", "-o", tmp_path, "-s", "seed=1", "-s", "seed=2")
-    assert experiments[0][0].recipe.seed == 2
+    assert experiments[0][0].recipe.training.seed == 2
 
 
 def test_reproduce_on_real_radiographs_needs_a_folder(tmp_path: Path, experiments, monkeypatch) -> None:
     monkeypatch.delenv("TBKD_DATA", raising=False)
     result = run("reproduce", "-r", "laptop", "-o", tmp_path)
-    assert isinstance(result.exception, ExperimentError)
+    assert isinstance(result.exception, SettingsError)
     assert experiments == []
 
 
@@ -243,7 +229,7 @@ def test_jobs_and_a_cluster_exclude_each_other(tmp_path: Path, experiments) -> N
 
 def test_status_lists_every_step_and_runs_none(tmp_path: Path) -> None:
     text = good("status", "-r", "smoke", "-o", tmp_path, "-s", "seeds=[42]", "-s", "alphas=[0.75]")
-    for step in ("01_data_preparation", "02_teacher (label_smoothing=0.1)", "10_report"):
+    for step in ("01_data_preparation", "teacher (label_smoothing=0.1)", "10_report"):
         assert step in text
     assert "14 waiting. The time left is not known before something is done." in text
     assert not list((tmp_path / "runs" / "smoke").glob("0*"))

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tbkd_utils.runs import ROWS, Run, RunWarning, kept_result, kept_rows
+from tbkd_utils.runs import ROWS, Run, RunWarning, cached_result, cached_rows
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_a_result_is_computed_once_and_read_back_to_the_last_bit(run: Run) -> None:
-    first = kept_result(run, Found, lambda: FOUND)
-    second = kept_result(run, Found, lambda: pytest.fail("computed again"))
+    first = cached_result(run, Found, lambda: FOUND)
+    second = cached_result(run, Found, lambda: pytest.fail("computed again"))
     for found in (first, second):
         assert np.array_equal(found.values, FOUND.values)
         assert found.values.dtype == np.float64
@@ -42,14 +42,14 @@ def test_a_computation_that_fails_is_not_believed(run: Run) -> None:
         raise RuntimeError("half-way")
 
     with pytest.raises(RuntimeError, match="half-way"):
-        kept_result(run, Found, fail)
-    assert kept_result(run, Found, lambda: FOUND).count == 7
+        cached_result(run, Found, fail)
+    assert cached_result(run, Found, lambda: FOUND).count == 7
 
 
 def test_a_table_keeps_every_digit_and_is_made_again_if_it_was_changed(run: Run) -> None:
     table = pd.DataFrame({"name": ["a", "b"], "value": [1 / 3, np.nan]})
-    pd.testing.assert_frame_equal(kept_rows(run, lambda: table), table, check_exact=True)
-    pd.testing.assert_frame_equal(kept_rows(run, lambda: pytest.fail("computed again")), table, check_exact=True)
+    pd.testing.assert_frame_equal(cached_rows(run, lambda: table), table, check_exact=True)
+    pd.testing.assert_frame_equal(cached_rows(run, lambda: pytest.fail("computed again")), table, check_exact=True)
     run.file(ROWS).unlink()
     with pytest.warns(RunWarning, match="rows.csv is missing"):
-        pd.testing.assert_frame_equal(kept_rows(run, lambda: table), table, check_exact=True)
+        pd.testing.assert_frame_equal(cached_rows(run, lambda: table), table, check_exact=True)

@@ -17,10 +17,10 @@ from papermill.parameterize import parameterize_notebook
 
 from tbkd_utils.experiments.executors import dask
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.notebooks import PARAMETERS, Outcome, Step
-from tbkd_utils.experiments.series import reproduce, series
+from tbkd_utils.experiments.notebooks import PARAMETERS, NotebookTask, Outcome
+from tbkd_utils.experiments.series import find_notebooks, reproduce
 
-NOTEBOOKS = series()
+NOTEBOOKS = find_notebooks()
 CHECKED = "nbval-check-output"
 
 
@@ -113,7 +113,7 @@ def test_what_is_not_biomedicine_is_explained_in_plain_words_and_one_picture(num
     place = next(i for i, cell in enumerate(cells) if cell.source.split("\n")[0].endswith(" in plain words"))
     words = cells[place].source.partition("\n")[2].split()
     assert 120 <= len(words) <= 180
-    assert re.search(r'experiment\.save_figure\(.*"explained_\w+"\)', cells[place + 1].source)
+    assert re.search(r'save_figure\(experiment, .*"explained_\w+"\)', cells[place + 1].source)
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_the_series_writes_its_figures_and_tables(executed: list[Outcome], smoke
         assert {f"{name}.csv", f"{name}.md"} <= written
     assert list(pd.read_csv(smoke.figures / "table_3_one_seed.csv")["network"]) == ["teacher", "student"]
     assert list(pd.read_csv(smoke.figures / "table_3_seeds.csv")["seed"]) == [0, 42]
-    assert len(pd.read_csv(smoke.figures / "table_3_arms.csv")) == 5
+    assert len(pd.read_csv(smoke.figures / "table_3_conditions.csv")) == 5
     assert len(pd.read_csv(smoke.figures / "verdicts.csv")) == 11
     assert set(pd.read_csv(smoke.figures / "verdicts.csv")["verdict"]) == {"not comparable"}
 
@@ -141,7 +141,7 @@ def test_the_report_is_one_page_that_needs_nothing_else(executed: list[Outcome],
         assert title in page
     assert page.count("data:image/png;base64,") >= 14
     assert not re.search(r'(src|href)="(?!data:|#)', page)
-    assert "02_teacher (seed=0)" in page  # among the times
+    assert "teacher (seed=0)" in page  # among the times
 
 
 @pytest.mark.slow
@@ -210,7 +210,7 @@ def cells_of(executed: list[Outcome]) -> list[nbformat.NotebookNode]:
 
 def write_with_parameters(entry: Outcome, experiment: Experiment, folder: Path) -> Path:
     """Writes an executed notebook with another experiment's parameters, its outputs as they were."""
-    parameters = Step(entry.name, entry.path, experiment).task.parameters
+    parameters = NotebookTask.of(entry.path, experiment).parameters
     notebook = parameterize_notebook(nbformat.read(entry.path, as_version=4), parameters)
     path = folder / f"{entry.name}.ipynb"
     nbformat.write(notebook, path)

@@ -18,11 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tbkd_utils import runs
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.errors import RunError, TbkdError
 from tbkd_utils.runs import (
     DONE,
     Run,
-    RunError,
     digest,
     explained,
     file_sha256,
@@ -290,7 +289,7 @@ def finished(root, settings=SETTINGS):
     run = Run.at(root, "teacher", settings)
     with run.making() as needed:
         assert needed
-        write_text(run.file("rows.csv"), "name,p_tb\na,0.5\n")
+        write_text(run.file("rows.csv"), "name,probability\na,0.5\n")
         write_bytes(run.file("sub/best.bin"), bytes(range(256)))
     return run
 
@@ -371,7 +370,7 @@ def test_what_is_damaged_is_not_believed_and_is_made_again(tmp_path, damage):
         assert needed
         assert not run.file(DONE).exists()  # killed now, it would not be believed either
         assert json.loads(run.file("settings.json").read_text()) == run.settings
-        write_text(run.file("rows.csv"), "name,p_tb\na,0.5\n")
+        write_text(run.file("rows.csv"), "name,probability\na,0.5\n")
         write_bytes(run.file("sub/best.bin"), bytes(range(256)))
     assert run.done
 

@@ -1,6 +1,6 @@
 """The loss around a minimum, without a Hessian: along directions, and its mean rise at a fixed distance.
 
-Directions are filter-normalised (Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018): each
+Directions are filter-normalized (Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS 2018): each
 filter of a random direction gets the norm of the network's own filter, so that rescaling a layer does not make a
 minimum look flatter. Parameters are never written: the network is evaluated as a function of moved copies.
 """
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tbkd_utils.curvature.operator import Batches, Loss, Objective
-from tbkd_utils.curvature.products import HessianError
-from tbkd_utils.models.state import left_as_found
+from tbkd_utils.curvature.operator import Batches, HessianOperator, Loss
+from tbkd_utils.errors import ModelError
+from tbkd_utils.models.state import preserved
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LossRise:
     radius: float
 
 
-def filter_normalised_direction(model: nn.Module, seed: int) -> Tensor:
+def filter_normalized_direction(model: nn.Module, seed: int) -> Tensor:
     """A random direction whose filters have the norms of the network's (Li et al. 2018, section 4).
 
     A filter is a slice of a weight along its first axis (an output channel or unit). Biases and batch-norm parameters
@@ -42,12 +42,12 @@ def filter_normalised_direction(model: nn.Module, seed: int) -> Tensor:
         (n,) over the trainable parameters in the order of ``model.parameters()``, in the model's dtype and device.
 
     Raises:
-        HessianError: no trainable parameter has two axes.
+        ModelError: no trainable parameter has two axes.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = [p.detach() for p in model.parameters() if p.requires_grad]
     if not any(p.ndim >= 2 for p in parameters):
-        raise HessianError("the model has no trainable weight with filters (two or more axes) to move")
+        raise ModelError("the model has no trainable weight with filters (two or more axes) to move")
     pieces = []
     for parameter in parameters:
         if parameter.ndim < 2:
@@ -68,7 +68,7 @@ def loss_along(
         model: the network; evaluated in evaluation mode and left exactly as found.
         loss: ``loss(outputs, targets)`` -> the mean over the batch, a scalar.
         batches: pairs (inputs, targets).
-        direction: (n,) over the trainable parameters, as `filter_normalised_direction` or a row of
+        direction: (n,) over the trainable parameters, as `filter_normalized_direction` or a row of
             `Spectrum.eigenvectors` (of norm 1: multiply it to reach as far).
         radii: (r,) multiples of the direction; 0 is the network itself.
         seed: of torch's random stream while the data are read.
@@ -77,15 +77,13 @@ def loss_along(
         (r,) float64.
 
     Raises:
-        HessianError: bad data, a loss that is not finite, or a direction of the wrong size.
+        ModelError: bad data, a loss that is not finite, or a direction of the wrong size.
     """
-    with left_as_found(model, seed), torch.no_grad():
-        objective = Objective(model, loss, batches)
+    with preserved(model, seed), torch.no_grad():
+        objective = HessianOperator(model, loss, batches)
         step = torch.as_tensor(direction).to(objective.device, objective.dtype).reshape(-1)
         if len(step) != objective.size:
-            raise HessianError(
-                f"the direction has {len(step)} numbers, the model {objective.size} trainable parameters"
-            )
+            raise ModelError(f"the direction has {len(step)} numbers, the model {objective.size} trainable parameters")
         pieces = [d.view_as(p) for d, p in zip(step.split(objective.counts), objective.parameters, strict=True)]
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         distances = np.asarray(radii, dtype=np.float64).reshape(-1)
@@ -105,7 +103,7 @@ def loss_along(
 def loss_rise(
     model: nn.Module, loss: Loss, batches: Batches, *, radius: float = 0.1, draws: int = 10, seed: int = 0
 ) -> LossRise:
-    """The rise of the loss at a fixed relative distance, averaged over filter-normalised random directions.
+    """The rise of the loss at a fixed relative distance, averaged over filter-normalized random directions.
 
     Each filter moves by ``radius`` times its own norm. Draw i is the same for every network of the same shape.
 
@@ -121,15 +119,15 @@ def loss_rise(
         Mean, its standard error, and the rise of each draw.
 
     Raises:
-        HessianError: as `loss_along`; radius or draws out of range.
+        ModelError: as `loss_along`; radius or draws out of range.
     """
     if not radius > 0 or draws < 2:
-        raise HessianError(f"needs radius > 0 and draws >= 2, got {radius} and {draws}")
+        raise ModelError(f"needs radius > 0 and draws >= 2, got {radius} and {draws}")
     at_minimum = np.zeros(1)
     losses = []
     for draw in range(draws):
         radii = np.array([radius]) if draw else np.array([0.0, radius])
-        values = loss_along(model, loss, batches, filter_normalised_direction(model, seed + draw), radii, seed)
+        values = loss_along(model, loss, batches, filter_normalized_direction(model, seed + draw), radii, seed)
         at_minimum = at_minimum if draw else values[:1]
         losses.append(values[-1])
     rises = np.array(losses) - at_minimum

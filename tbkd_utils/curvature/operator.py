@@ -12,19 +12,20 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from tbkd_utils.curvature.products import Graph, HessianError, reverse_over_forward
+from tbkd_utils.curvature.products import Graph, reverse_over_forward
+from tbkd_utils.errors import ModelError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Batches = Iterable[tuple[Tensor, Tensor]]
 _ROUTES: WeakKeyDictionary[nn.Module, WeakKeyDictionary[Loss, dict[tuple, bool]]] = WeakKeyDictionary()
 
 
-class Objective:
-    """The loss averaged over all samples, and its Hessian times vectors by the route that measurements favour.
+class HessianOperator:
+    """The loss averaged over all samples, and its Hessian times vectors by the route that measurements favor.
 
     The Hessian is that of ``sum_b |b| * loss_b / sum_b |b|``, batch b having |b| samples, with respect to the
     parameters that require a gradient, flattened and concatenated in the order of ``model.parameters()``. Use it
-    inside `left_as_found`.
+    inside `preserved`.
 
     Args:
         model: the network, float32 or float64, on one device.
@@ -39,22 +40,22 @@ class Objective:
         loss_value: the mean loss, known after the first pass.
 
     Raises:
-        HessianError: nothing to train, a mixed or half precision, several devices, or one-shot data.
+        ModelError: nothing to train, a mixed or half precision, several devices, or one-shot data.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, batches: Batches) -> None:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
-            raise HessianError("the model has no trainable parameter: set requires_grad on those to look at")
+            raise ModelError("the model has no trainable parameter: set requires_grad on those to look at")
         if len({(p.dtype, p.device) for p in self.parameters}) > 1:
-            raise HessianError("trainable parameters differ in dtype or device: move the model to one of each")
+            raise ModelError("trainable parameters differ in dtype or device: move the model to one of each")
         self.dtype, self.device = self.parameters[0].dtype, self.parameters[0].device
         if self.dtype not in (torch.float32, torch.float64):
-            raise HessianError(f"the model is {self.dtype}: call model.float() or model.double() first")
+            raise ModelError(f"the model is {self.dtype}: call model.float() or model.double() first")
         if isinstance(batches, Iterator):
-            raise HessianError("batches can be read only once; give a list or a DataLoader, not a generator")
+            raise ModelError("batches can be read only once; give a list or a DataLoader, not a generator")
         if getattr(loss, "reduction", "mean") != "mean":
-            raise HessianError("the loss sums or keeps its samples; build it with reduction='mean'")
+            raise ModelError("the loss sums or keeps its samples; build it with reduction='mean'")
         self.model, self.loss, self.batches = model, loss, batches
         self.counts = [p.numel() for p in self.parameters]
         self.size = sum(self.counts)
@@ -74,7 +75,7 @@ class Objective:
             (b, n), likewise.
 
         Raises:
-            HessianError: bad data, a loss or product that is not finite, an operation without a second derivative.
+            ModelError: bad data, a loss or product that is not finite, an operation without a second derivative.
         """
         out = torch.zeros_like(vectors)
         total, samples = 0.0, 0
@@ -85,14 +86,14 @@ class Objective:
         self.products_used += len(vectors)
         out /= samples
         if not bool(out.isfinite().all()):
-            raise HessianError("a Hessian-vector product is not finite though the loss is: some derivative overflows")
+            raise ModelError("a Hessian-vector product is not finite though the loss is: some derivative overflows")
         return out
 
     def value(self) -> float:
         """The mean loss at the present parameters, without derivatives.
 
         Raises:
-            HessianError: as `products`.
+            ModelError: as `products`.
         """
         total, samples = 0.0, 0
         with torch.no_grad():
@@ -105,30 +106,30 @@ class Objective:
         """Each batch as (number from 0, inputs, targets), on the model's device.
 
         Raises:
-            HessianError: there is none, or one is not a pair of tensors with samples in it.
+            ModelError: there is none, or one is not a pair of tensors with samples in it.
         """
         number = -1
         for number, batch in enumerate(self.batches):
             pair = tuple(batch) if isinstance(batch, list | tuple) else ()
             if len(pair) != 2 or not all(isinstance(part, Tensor) and len(part) for part in pair):
-                raise HessianError(f"batch {number} is not a pair (inputs, targets) of tensors with samples in them")
+                raise ModelError(f"batch {number} is not a pair (inputs, targets) of tensors with samples in them")
             inputs, targets = pair
             dtype = self.dtype if inputs.is_floating_point() else inputs.dtype
             yield number, inputs.to(self.device, dtype), targets.to(self.device)
         if number < 0:
-            raise HessianError("batches holds no data: give at least one pair (inputs, targets)")
+            raise ModelError("batches holds no data: give at least one pair (inputs, targets)")
 
     def batch_loss(self, number: int, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of one batch, checked to be a finite scalar.
 
         Raises:
-            HessianError: it is not; the message names the batch.
+            ModelError: it is not; the message names the batch.
         """
         value = self.loss(outputs, targets)
         if value.ndim != 0:
-            raise HessianError(f"the loss has shape {tuple(value.shape)}; it has to be the mean over the batch")
+            raise ModelError(f"the loss has shape {tuple(value.shape)}; it has to be the mean over the batch")
         if not bool(value.isfinite()):
-            raise HessianError(
+            raise ModelError(
                 f"the loss of batch {number} is {float(value.detach())}: look for bad inputs or diverged weights"
             )
         return value
@@ -206,7 +207,7 @@ class Objective:
             self.loss_value, self.samples = loss, samples
         epsilon = torch.finfo(self.dtype).eps
         if samples != self.samples or abs(loss - self.loss_value) > epsilon**0.5 * abs(loss) + 100 * epsilon:
-            raise HessianError(
+            raise ModelError(
                 f"the data changed between two passes: {self.samples} samples with mean loss {self.loss_value:.8g}, "
                 f"then {samples} with {loss:.8g}; turn off augmentation and drop_last, and let the data be re-iterable"
             )

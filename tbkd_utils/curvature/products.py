@@ -14,8 +14,8 @@ and (where tried) forward over reverse (``torch.func.jvp`` of ``grad``):
 
 Forward over reverse took 1.08, 1.09 and 1.5 times as long as double backward on the first three. Further vectors on
 the same double-backward graph cost 0.70 to 0.76 of the first, which only helps when the graph can stay: data of one
-batch. ``torch.compile`` has no double backward. `Objective` picks by these rules; forward mode does not know every
-operation, so double backward is also the fallback.
+batch. ``torch.compile`` has no double backward. `HessianOperator` picks by these rules; forward mode does not know
+every operation, so double backward is also the fallback.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,11 +25,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from tbkd_utils.errors import TbkdError
-
-
-class HessianError(TbkdError, ValueError):
-    """Curvature cannot be computed from this network, loss or data; the message says why and what to do."""
+from tbkd_utils.errors import ModelError
 
 
 class Graph:
@@ -45,7 +41,7 @@ class Graph:
         samples: in the batch.
 
     Raises:
-        HessianError: the loss depends on no parameter.
+        ModelError: the loss depends on no parameter.
     """
 
     def __init__(self, value: Tensor, parameters: Sequence[Tensor], samples: int) -> None:
@@ -55,7 +51,7 @@ class Graph:
         if value.requires_grad:
             grads = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
         if all(grad is None for grad in grads):
-            raise HessianError("the loss does not depend on any trainable parameter (is something detached?)")
+            raise ModelError("the loss does not depend on any trainable parameter (is something detached?)")
         # A gradient that no longer depends on the parameters (a loss linear in them) has a Hessian of zero.
         self._used = [i for i, grad in enumerate(grads) if grad is not None and grad.requires_grad]
         self._gradient = [grad for grad in grads if grad is not None and grad.requires_grad]
@@ -66,11 +62,11 @@ class Graph:
         `torch.autograd.grad` walks around the node that they leave, and would return a Hessian without their share.
 
         Raises:
-            HessianError: there is one; the message names it.
+            ModelError: there is one; the message names it.
         """
         nodes = _operations(*(grad.grad_fn for grad in self._gradient))
         if any(node.name() == "torch::autograd::Error" for node in nodes):  # type: ignore[attr-defined]
-            raise HessianError(self._blame("it is marked once_differentiable"))
+            raise ModelError(self._blame("it is marked once_differentiable"))
 
     def product(self, pieces: Sequence[Tensor], keep: bool) -> Sequence[Tensor | None]:
         """The Hessian times a vector given in pieces shaped like the parameters.
@@ -83,7 +79,7 @@ class Graph:
             One tensor per parameter; None where all is zero.
 
         Raises:
-            HessianError: an operation has no second derivative; the message names it.
+            ModelError: an operation has no second derivative; the message names it.
         """
         if not self._used:
             return [None] * len(self.parameters)
@@ -93,7 +89,7 @@ class Graph:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as error:
-            raise HessianError(self._blame(str(error).split("\n")[0])) from error
+            raise ModelError(self._blame(str(error).split("\n")[0])) from error
 
     def _blame(self, reason: str) -> str:
         """Name the operations at fault: torch names its own in its error, not the custom ones."""

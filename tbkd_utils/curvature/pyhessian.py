@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from tbkd_utils.curvature.lanczos import norm
-from tbkd_utils.curvature.operator import Batches, Loss, Objective
-from tbkd_utils.curvature.products import HessianError
-from tbkd_utils.models.state import left_as_found
+from tbkd_utils.curvature.operator import Batches, HessianOperator, Loss
+from tbkd_utils.errors import ModelError
+from tbkd_utils.models.state import preserved
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,16 @@ def pyhessian_numbers(
         `PyHessianNumbers`.
 
     Raises:
-        HessianError: no trainable parameter, half precision, one-shot or empty data, a loss that is not finite, or a
+        ModelError: no trainable parameter, half precision, one-shot or empty data, a loss that is not finite, or a
             trainable parameter that the loss does not depend on (PyHessian cannot take it).
     """
     if max_iterations < 1 or top < 0 or density_probes < 0 or density_steps < 1:
-        raise HessianError("needs max_iterations >= 1, top >= 0, density_steps >= 1, density_probes >= 0")
+        raise ModelError("needs max_iterations >= 1, top >= 0, density_steps >= 1, density_probes >= 0")
     library = importlib.import_module("pyhessian.hessian")
     began = time.perf_counter()
-    with left_as_found(model, seed), _default_dtype(model), _mended(library), warnings.catch_warnings():
+    with preserved(model, seed), _default_dtype(model), _mended(library), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph")
-        objective = Objective(model, loss, batches)
+        objective = HessianOperator(model, loss, batches)
         _every_parameter_used(objective)
         for parameter in model.parameters():
             parameter.grad = None
@@ -107,7 +107,7 @@ def pyhessian_numbers(
     )
 
 
-def _residuals(objective: Objective, values: list[float], vectors: list[list[Tensor]]) -> np.ndarray:
+def _residuals(objective: HessianOperator, values: list[float], vectors: list[list[Tensor]]) -> np.ndarray:
     if not values:
         return np.empty(0)
     rows = torch.stack([torch.cat([part.reshape(-1) for part in vector]) for vector in vectors])
@@ -131,9 +131,9 @@ def _counted(base: type) -> Any:
 
 
 class _Moved:
-    """Batches as `Objective` reads them: checked, moved and cast."""
+    """Batches as `HessianOperator` reads them: checked, moved and cast."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: HessianOperator) -> None:
         self.objective = objective
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -141,14 +141,14 @@ class _Moved:
             yield inputs, targets
 
 
-def _every_parameter_used(objective: Objective) -> None:
+def _every_parameter_used(objective: HessianOperator) -> None:
     for number, inputs, targets in objective.each_batch():
         value = objective.batch_loss(number, objective.model(inputs), targets)
         if number == 0 and not value.requires_grad:
-            raise HessianError("the loss does not depend on any trainable parameter (is something detached?)")
+            raise ModelError("the loss does not depend on any trainable parameter (is something detached?)")
         grads = torch.autograd.grad(value, objective.parameters, allow_unused=True)
         if any(grad is None for grad in grads):
-            raise HessianError(
+            raise ModelError(
                 "PyHessian needs a loss that depends on every trainable parameter; freeze the others "
                 "(requires_grad_(False))"
             )

@@ -1,6 +1,11 @@
 """Top eigenvalues, trace and density of a network's loss Hessian, each with its error (Tables 1-2, Fig. 7).
 
-`spectral_search` says how they are found, `lanczos` holds the numerical core.
+One run in two parts. Thick-restart Lanczos (`lanczos`) finds the top eigenpairs, and each is checked against the
+Hessian by a product of its own. Then random probes, orthogonal to what was found, run Lanczos once more (stochastic
+Lanczos quadrature): their nodes are the density's bulk, their first coefficients sample the trace, and a probe that
+sees an eigenvalue beyond those found (the copy of a degenerate one, which a single Krylov space cannot hold) sends the
+search back to the first part. Taking the top eigenpairs out before the probes leaves only the bulk to chance (the first
+half of Hutch++, Meyer et al., SOSA 2021); probes uniform on the sphere keep the estimate unbiased.
 """
 
 import time
@@ -15,139 +20,11 @@ from scipy.stats import t as student_t
 from torch import Tensor, nn
 
 from tbkd_utils.curvature import lanczos
-from tbkd_utils.curvature.memory import PeakMemory
-from tbkd_utils.curvature.operator import Batches, Loss, Objective
-from tbkd_utils.curvature.products import HessianError
-from tbkd_utils.models.state import left_as_found
+from tbkd_utils.curvature.operator import Batches, HessianOperator, Loss
+from tbkd_utils.errors import ModelError
+from tbkd_utils.models.state import preserved
 
 Progress = Callable[[int, int], None]
-
-
-class SpectralSearch:
-    """The state of one search.
-
-    Args:
-        objective: whose Hessian.
-        top: number of eigenvalues.
-        steps: Lanczos steps of a probe.
-        probes: number of probes.
-        seed: of every random vector.
-        tolerance: largest relative residual.
-        max_products: where the search for eigenvalues gives up.
-        progress: called as ``progress(done, expected)``.
-
-    Attributes:
-        k: ``min(top, n)``.
-        values: (k,) eigenvalues found so far, by falling magnitude.
-        residuals: (k,) their relative residuals.
-        buffer: (k + room, n), its first k rows the eigenvectors found so far.
-        unresolved: magnitude of an eigenvalue known to be missing, or 0.
-    """
-
-    def __init__(
-        self,
-        objective: Objective,
-        top: int,
-        steps: int,
-        probes: int,
-        seed: int,
-        tolerance: float,
-        max_products: int,
-        progress: Progress | None,
-    ) -> None:
-        self.objective, self.probes, self.steps, self.tolerance = objective, probes, steps, tolerance
-        self.max_products, self.progress = max_products, progress
-        self.k = min(top, objective.size)
-        rows = min(objective.size, self.k + max(steps, 20))
-        self.buffer = torch.empty(rows, objective.size, dtype=objective.dtype, device=objective.device)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.epsilon = torch.finfo(objective.dtype).eps
-        self.values = self.residuals = np.empty(0)
-        self.unresolved = 0.0  # magnitude of an eigenvalue that is known to be missing
-
-    def find(self) -> None:
-        """Find the top k from a random start."""
-        start = lanczos.random_unit(self.buffer[:0], self.generator)
-        self._eigenpairs(0, start, self.k)
-
-    def find_missed(self) -> None:
-        """Add the eigenpairs that the last probe pointed at, and keep the best k."""
-        self._eigenpairs(self.k, self.hint, self.missed)
-
-    def density(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Nodes and weights (probes, k + steps), or None if a probe met an eigenvalue that belongs to the top k."""
-        size, room = self.objective.size, len(self.buffer) - self.k
-        nodes = np.tile(np.r_[self.values, np.zeros(self.steps)], (self.probes, 1))
-        weights = np.zeros_like(nodes)
-        weights[:, : self.k] = 1 / size
-        weakest = np.abs(self.values[-1])
-        margin = max(0.01 * self.tolerance * weakest, 100 * self.epsilon * np.abs(self.values[0]))
-        for probe in range(self.probes if room else 0):
-            # Orthogonal to all that was found, so uniform over what is left: an unbiased sample of the bulk.
-            start = lanczos.random_unit(self.buffer[: self.k], self.generator)
-            space = self.buffer[: self.k + min(self.steps, room)]
-            bulk = lanczos.quadrature(self._product, space, self.k, start)
-            nodes[probe, self.k :] = np.pad(bulk.nodes, (0, self.steps - len(bulk.nodes)), mode="edge")
-            weights[probe, self.k : self.k + len(bulk.nodes)] = bulk.weights * (size - self.k) / size
-            # Interlacing: a Ritz value is never beyond the operator's own extreme eigenvalue.
-            beyond = np.flatnonzero(np.abs(bulk.nodes[: len(bulk.vectors)]) > weakest + margin)
-            if len(beyond) and self.objective.products_used < self.max_products:
-                mix = torch.as_tensor(bulk.vectors[:, beyond].sum(1)).to(self.buffer)
-                self.hint = mix @ space[self.k : self.k + len(mix)]
-                self.missed = min(len(beyond), self.k, max(1, room - 2))
-                return None
-            if len(beyond):
-                self.unresolved = max(self.unresolved, float(np.abs(bulk.nodes).max()))
-        return nodes, weights
-
-    def _eigenpairs(self, locked: int, start: Tensor, count: int) -> None:
-        # The recurrence's residual leaves out rounding: aim at half, then look at the real one.
-        found = lanczos.eigenpairs(
-            self._product,
-            self.buffer,
-            locked,
-            start,
-            count,
-            lambda values: 0.5 * self.tolerance * self._scale(values),
-            self.generator,
-            self.max_products - self.objective.products_used,
-        )
-        vectors = self.buffer[: locked + count]
-        images = self.objective.products(vectors)
-        self._tell()
-        projected = lanczos.gram(vectors, images)
-        values, turn = np.linalg.eigh((projected + projected.T) / 2)
-        order = np.argsort(-np.abs(values), kind="stable")[: self.k]
-        lanczos.rotate(vectors, turn[:, order])
-        lanczos.rotate(images, turn[:, order])
-        self.values = values[order]
-        images[: self.k] -= torch.as_tensor(self.values).to(vectors)[:, None] * vectors[: self.k]
-        norms = np.array([lanczos.norm(row) for row in images[: self.k]])
-        scale = self._scale(self.values)
-        self.residuals = np.divide(norms, scale, out=np.zeros_like(norms), where=scale > 0)
-        # Rounding makes it about 1e-6; a wrong or random second derivative makes it of order one.
-        if found.asymmetry > 0.01 * np.abs(values).max():
-            raise HessianError(
-                f"the Hessian products are not symmetric (by {found.asymmetry:.2g} where the largest eigenvalue is "
-                f"{self.values[0]:.3g}): the network is random in evaluation mode, or an operation's second "
-                "derivative is wrong"
-            )
-
-    def _scale(self, values: np.ndarray) -> np.ndarray:
-        """What a residual is relative to: the eigenvalue, unless it drowns in the rounding of the largest."""
-        magnitude = np.abs(values)
-        return np.maximum(magnitude, 8 * self.epsilon / self.tolerance * magnitude.max(initial=0.0))
-
-    def _product(self, vector: Tensor) -> Tensor:
-        product = self.objective.products(vector[None])[0]
-        self._tell()
-        return product
-
-    def _tell(self) -> None:
-        if self.progress is not None:
-            done = self.objective.products_used
-            expected = len(self.buffer) + self.k + self.probes * self.steps
-            self.progress(done, max(done, expected))
 
 
 class ConvergenceWarning(UserWarning):
@@ -176,15 +53,56 @@ class Spectrum:
     loss: float  # mean loss over the samples
     products: int  # Hessian-vector products used, each over all samples
     seconds: float
-    peak_memory: int  # bytes above what was in use at the start; GPU memory if the model is there
+
+
+@dataclass(frozen=True)
+class _Top:
+    """The eigenpairs found so far; their vectors are the first k rows of the search's buffer."""
+
+    values: np.ndarray  # (k,) float64, by falling magnitude
+    residuals: np.ndarray  # (k,) float64, relative
+
+
+@dataclass(frozen=True)
+class _Bulk:
+    """What the probes found beside the top eigenpairs."""
+
+    nodes: np.ndarray  # (probes, k + steps) float64
+    weights: np.ndarray  # (probes, k + steps) float64
+    unresolved: float  # magnitude of an eigenvalue that is known to be missing among the top ones, or 0
+
+
+@dataclass(frozen=True)
+class _Missed:
+    """Eigenvalues that belong to the top ones and that a probe met."""
+
+    hint: Tensor  # (n,), where to look for them
+    count: int
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What every step of one search works with."""
+
+    objective: HessianOperator
+    products: Callable[[Tensor], Tensor]  # the objective's, which also report progress
+    buffer: Tensor  # (k + room, n), its first k rows the eigenvectors found so far
+    k: int  # min(top, n)
+    generator: torch.Generator
+    tolerance: float
+    max_products: int
 
     @property
-    def all_converged(self) -> bool:
-        """Whether every eigenvalue reached the tolerance."""
-        return bool(self.converged.all())
+    def epsilon(self) -> float:
+        """The rounding of the model's dtype."""
+        return torch.finfo(self.buffer.dtype).eps
+
+    def may_go_on(self) -> bool:
+        """Whether the search for eigenvalues may use more products."""
+        return self.objective.products_used < self.max_products
 
 
-def spectrum(
+def hessian_spectrum(
     model: nn.Module,
     loss: Loss,
     batches: Batches,
@@ -225,27 +143,27 @@ def spectrum(
         A `Spectrum`. A `ConvergenceWarning` says when some eigenvalue did not converge.
 
     Raises:
-        HessianError: empty, one-shot or changing data, no trainable parameter, a loss that is not finite, an operation
+        ModelError: empty, one-shot or changing data, no trainable parameter, a loss that is not finite, an operation
             without a correct second derivative, arguments out of range.
     """
     if top < 1 or steps < 1 or probes < 0 or probes == 1 or not 0 < tolerance < 1 or keep_vectors < 0:
-        raise HessianError("needs top >= 1, steps >= 1, probes 0 or >= 2, 0 < tolerance < 1, keep_vectors >= 0")
+        raise ModelError("needs top >= 1, steps >= 1, probes 0 or >= 2, 0 < tolerance < 1, keep_vectors >= 0")
     began = time.perf_counter()
-    with left_as_found(model, seed):
-        objective = Objective(model, loss, batches)
-        with PeakMemory(objective.device) as memory:
-            search = SpectralSearch(objective, top, steps, probes, seed, tolerance, max_products, progress)
-            search.find()
-            while (rows := search.density()) is None:
-                search.find_missed()
-            vectors = search.buffer[: min(keep_vectors, search.k)].cpu().numpy().copy()
-    nodes, weights = rows
-    traces = objective.size * (nodes * weights).sum(1)  # a sample of the trace each
+    with preserved(model, seed):
+        objective = HessianOperator(model, loss, batches)
+        k = min(top, objective.size)
+        rows = min(objective.size, k + max(steps, 20))
+        buffer = torch.empty(rows, objective.size, dtype=objective.dtype, device=objective.device)
+        products = _reporting(objective, progress, len(buffer) + k + probes * steps)
+        generator = torch.Generator().manual_seed(seed)
+        search = _Search(objective, products, buffer, k, generator, tolerance, max_products)
+        found, bulk = _find(search, steps, probes)
+        vectors = buffer[: min(keep_vectors, k)].cpu().numpy().copy()
+    traces = objective.size * (bulk.nodes * bulk.weights).sum(1)  # a sample of the trace each
     stderr = float(traces.std(ddof=1) / probes**0.5) if probes else float("nan")
     mean = float(traces.mean()) if probes else float("nan")
     half = stderr * float(student_t.ppf(0.975, probes - 1)) if probes else float("nan")
-    converged = search.residuals <= tolerance
-    converged &= np.abs(search.values) >= search.unresolved
+    converged = (found.residuals <= tolerance) & (np.abs(found.values) >= bulk.unresolved)
     if not converged.all():
         warnings.warn(
             f"{int((~converged).sum())} of {len(converged)} eigenvalues did not reach a residual of {tolerance:g}; "
@@ -254,22 +172,105 @@ def spectrum(
             stacklevel=2,
         )
     return Spectrum(
-        eigenvalues=search.values,
-        residuals=search.residuals,
+        eigenvalues=found.values,
+        residuals=found.residuals,
         converged=converged,
         eigenvectors=vectors,
         trace=mean,
         trace_stderr=stderr,
         trace_interval=(mean - half, mean + half),
-        density_nodes=nodes,
-        density_weights=weights,
+        density_nodes=bulk.nodes,
+        density_weights=bulk.weights,
         parameters=objective.size,
         samples=objective.samples,
         loss=objective.loss_value,
         products=objective.products_used,
         seconds=time.perf_counter() - began,
-        peak_memory=memory.bytes,
     )
+
+
+def _find(search: _Search, steps: int, probes: int) -> tuple[_Top, _Bulk]:
+    """The top eigenpairs from a random start, then the bulk; back to the former while a probe meets a missed one."""
+    found = _eigenpairs(search, 0, lanczos.random_unit(search.buffer[:0], search.generator), search.k)
+    while isinstance(bulk := _probe(search, found.values, steps, probes), _Missed):
+        found = _eigenpairs(search, search.k, bulk.hint, bulk.count)
+    return found, bulk
+
+
+def _eigenpairs(search: _Search, locked: int, start: Tensor, count: int) -> _Top:
+    """Adds pairs found from `start` to the first `locked` ones, checks them all and keeps the best k."""
+    # The recurrence's residual leaves out rounding: aim at half, then look at the real one.
+    extremes = lanczos.eigenpairs(
+        lambda vector: search.products(vector[None])[0],
+        search.buffer,
+        locked,
+        start,
+        count,
+        lambda values: 0.5 * search.tolerance * _scale(search, values),
+        search.generator,
+        search.max_products - search.objective.products_used,
+    )
+    k, vectors = search.k, search.buffer[: locked + count]
+    images = search.products(vectors)
+    projected = lanczos.gram(vectors, images)
+    every, turn = np.linalg.eigh((projected + projected.T) / 2)
+    order = np.argsort(-np.abs(every), kind="stable")[:k]
+    lanczos.rotate(vectors, turn[:, order])
+    lanczos.rotate(images, turn[:, order])
+    values = every[order]
+    images[:k] -= torch.as_tensor(values).to(vectors)[:, None] * vectors[:k]
+    norms = np.array([lanczos.norm(row) for row in images[:k]])
+    scale = _scale(search, values)
+    # Rounding makes it about 1e-6; a wrong or random second derivative makes it of order one.
+    if extremes.asymmetry > 0.01 * np.abs(every).max():
+        raise ModelError(
+            f"the Hessian products are not symmetric (by {extremes.asymmetry:.2g} where the largest eigenvalue is "
+            f"{values[0]:.3g}): the network is random in evaluation mode, or an operation's second derivative is wrong"
+        )
+    return _Top(values, np.divide(norms, scale, out=np.zeros_like(norms), where=scale > 0))
+
+
+def _probe(search: _Search, top: np.ndarray, steps: int, probes: int) -> _Bulk | _Missed:
+    """Nodes and weights of every probe, unless one meets an eigenvalue that belongs to the top (k,)."""
+    k, size, room = search.k, search.objective.size, len(search.buffer) - search.k
+    nodes = np.tile(np.r_[top, np.zeros(steps)], (probes, 1))
+    weights = np.zeros_like(nodes)
+    weights[:, :k] = 1 / size
+    weakest, unresolved = np.abs(top[-1]), 0.0
+    margin = max(0.01 * search.tolerance * weakest, 100 * search.epsilon * np.abs(top[0]))
+    space = search.buffer[: k + min(steps, room)]
+    for probe in range(probes if room else 0):
+        # Orthogonal to all that was found, so uniform over what is left: an unbiased sample of the bulk.
+        start = lanczos.random_unit(search.buffer[:k], search.generator)
+        bulk = lanczos.quadrature(lambda vector: search.products(vector[None])[0], space, k, start)
+        nodes[probe, k:] = np.pad(bulk.nodes, (0, steps - len(bulk.nodes)), mode="edge")
+        weights[probe, k : k + len(bulk.nodes)] = bulk.weights * (size - k) / size
+        # Interlacing: a Ritz value is never beyond the operator's own extreme eigenvalue.
+        beyond = np.flatnonzero(np.abs(bulk.nodes[: len(bulk.vectors)]) > weakest + margin)
+        if len(beyond) and search.may_go_on():
+            mix = torch.as_tensor(bulk.vectors[:, beyond].sum(1)).to(space)
+            return _Missed(mix @ space[k : k + len(mix)], min(len(beyond), k, max(1, room - 2)))
+        if len(beyond):
+            unresolved = max(unresolved, float(np.abs(bulk.nodes).max()))
+    return _Bulk(nodes, weights, unresolved)
+
+
+def _scale(search: _Search, values: np.ndarray) -> np.ndarray:
+    """What a residual is relative to: the eigenvalue, unless it drowns in the rounding of the largest."""
+    magnitude = np.abs(values)
+    return np.maximum(magnitude, 8 * search.epsilon / search.tolerance * magnitude.max(initial=0.0))
+
+
+def _reporting(objective: HessianOperator, progress: Progress | None, expected: int) -> Callable[[Tensor], Tensor]:
+    """The objective's products of vectors (m, n), after each of which `progress` is told."""
+
+    def products(vectors: Tensor) -> Tensor:
+        images = objective.products(vectors)
+        if progress is not None:
+            progress(objective.products_used, max(objective.products_used, expected))
+        return images
+
+    return products
 
 
 def density(
@@ -287,11 +288,11 @@ def density(
         Grid and density, both (points,) float64; the density integrates to 1.
 
     Raises:
-        HessianError: the spectrum was computed without probes.
+        ModelError: the spectrum was computed without probes.
     """
     nodes, weights = spectrum.density_nodes, spectrum.density_weights
     if not len(nodes):
-        raise HessianError("this spectrum has no density: compute it with probes >= 2")
+        raise ModelError("this spectrum has no density: compute it with probes >= 2")
     low, high = float(nodes.min()), float(nodes.max())
     if sigma is None:
         sigma = 0.01 * (high - low) or 0.01 * abs(high) or 1.0

@@ -11,13 +11,16 @@ import torch
 
 from tbkd_utils.data.dataset import fingerprint
 from tbkd_utils.data.geometry import Geometry
-from tbkd_utils.data.images import read_image, to_grey
-from tbkd_utils.data.records import DatasetError, Radiograph
-from tbkd_utils.data.transforms import normalise
+from tbkd_utils.data.images import read_image, to_gray
+from tbkd_utils.data.manifest import Manifest
+from tbkd_utils.data.records import Radiograph
+from tbkd_utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD, standardize
+from tbkd_utils.errors import DataError
 from tbkd_utils.runs import Run, write_atomic
 
 PIXELS = "pixels.npy"
 SIZES = "sizes.npy"
+MASKS = "masks.npy"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,26 +59,30 @@ class PickedRows:
 class Samples:
     """Radiographs at the scale of the network.
 
-    A radiograph is grey: TBX11K's three channels are equal, so one is kept and nothing is lost; a coloured file is
+    A radiograph is gray: TBX11K's three channels are equal, so one is kept and nothing is lost; a colored file is
     reduced to its luminance.
 
     Attributes:
         names: Path of each file relative to the images folder, n of them.
         sources: Which collection each comes from.
-        labels: int64 (n,), 0 = no TB, 1 = TB.
-        pixels: uint8 (n, crop, crop), grey, on disk; index it to read.
+        targets: int64 (n,), index of the class; or (n, classes) of 0 and 1 where several may hold.
+        pixels: uint8 (n, crop, crop), gray, on disk; index it to read.
         boxes: Per image float32 (k, 4) xyxy in pixels of the crop; those outside the crop are left out.
         areas: Per image float64 (k',), area of every stored box at the scale of the crop, before clipping to it.
         geometries: Per image the way from the stored pixels to these.
+        groups: The patient of each; empty where unknown.
+        masks: uint8 (n, crop, crop) of 0 and 1, on disk; None where the radiographs have none.
     """
 
     names: tuple[str, ...]
     sources: tuple[str, ...]
-    labels: np.ndarray
+    targets: np.ndarray
     pixels: np.ndarray | PickedRows
     boxes: tuple[np.ndarray, ...]
     areas: tuple[np.ndarray, ...]
     geometries: tuple[Geometry, ...]
+    groups: tuple[str, ...] = ()
+    masks: np.ndarray | PickedRows | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -92,24 +99,32 @@ class Samples:
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Self:
         """Returns the samples at these positions, in this order; the pixels stay on disk."""
-        picked, pixels = np.asarray(indices, dtype=np.int64), self.pixels
-        if isinstance(pixels, PickedRows):
-            pixels = PickedRows(pixels.mapped, pixels.rows[picked])
-        else:
-            pixels = PickedRows(pixels, picked)
         return type(self)(
             names=tuple(self.names[i] for i in indices),
             sources=tuple(self.sources[i] for i in indices),
-            labels=self.labels[indices],
-            pixels=pixels,
+            targets=self.targets[indices],
+            pixels=_picked(self.pixels, indices),
             boxes=tuple(self.boxes[i] for i in indices),
             areas=tuple(self.areas[i] for i in indices),
             geometries=tuple(self.geometries[i] for i in indices),
+            groups=tuple(self.groups[i] for i in indices) if self.groups else (),
+            masks=None if self.masks is None else _picked(self.masks, indices),
         )
 
-    def images(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Returns normalised network input, float32 (m, 3, crop, crop), of the samples from `start` to `stop`."""
-        return normalise(torch.from_numpy(np.array(self.pixels[start:stop])))
+    def images(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> torch.Tensor:
+        """Returns a network's input, float32 (m, 3, crop, crop), of the samples from `start` to `stop`."""
+        return standardize(torch.from_numpy(np.array(self.pixels[start:stop])), mean, std)
+
+
+def _picked(array: np.ndarray | PickedRows, indices: Sequence[int] | np.ndarray) -> PickedRows:
+    rows = np.asarray(indices, dtype=np.int64)
+    return PickedRows(array.mapped, array.rows[rows]) if isinstance(array, PickedRows) else PickedRows(array, rows)
 
 
 def load_samples(
@@ -117,6 +132,7 @@ def load_samples(
     run_at: Callable[[str, dict], Run],
     resize: int,
     crop: int,
+    manifest: Manifest | None = None,
 ) -> Samples:
     """Decodes, resizes and crops radiographs once, and reads them from the cache afterwards.
 
@@ -124,21 +140,22 @@ def load_samples(
         records: The radiographs, n of them.
         run_at: Gives the run folder for a kind and its settings.
         resize: Shorter side after resizing, in pixels.
-        crop: Side of the centre crop, in pixels.
+        crop: Side of the center crop, in pixels.
+        manifest: The digests of files that are known already.
 
     Raises:
-        ImageError: If a file cannot be decoded.
-        DatasetError: If boxes refer to an image of another size than the stored one.
+        DataError: If a file cannot be decoded.
+        DataError: If boxes refer to an image of another size than the stored one.
         RunError: If the cache cannot be written.
     """
-    run = run_at("pixels", {"fingerprint": fingerprint(records), "resize": resize, "crop": crop})
+    run = run_at("pixels", {"fingerprint": fingerprint(records, manifest), "resize": resize, "crop": crop})
     with run.making() as needed:
         if needed:
             _decode_all(records, run, resize, crop)
     sizes = np.load(run.file(SIZES))
     for (height, width), record in zip(sizes.tolist(), records, strict=True):
         if len(record.boxes) and record.size not in (None, (width, height)):
-            raise DatasetError(
+            raise DataError(
                 f"{record.path}: stored with (width, height) {(width, height)}, but its boxes refer to "
                 f"{record.size}, so they would be misplaced. Take images and annotations from the same release."
             )
@@ -147,11 +164,13 @@ def load_samples(
     return Samples(
         names=tuple(record.name for record in records),
         sources=tuple(record.source for record in records),
-        labels=np.array([record.label for record in records], dtype=np.int64),
+        targets=np.array([record.target for record in records], dtype=np.int64),
         pixels=np.load(run.file(PIXELS), mmap_mode="r"),
         boxes=tuple(geometry.boxes(record.boxes) for geometry, record in pairs),
         areas=tuple(scaled_areas(geometry, record.boxes) for geometry, record in pairs),
         geometries=geometries,
+        groups=tuple(record.group for record in records),
+        masks=np.load(run.file(MASKS), mmap_mode="r") if run.file(MASKS).exists() else None,
     )
 
 
@@ -166,25 +185,67 @@ def _decode_all(records: Sequence[Radiograph], run: Run, resize: int, crop: int)
     """Streams the crops into the cache, so that memory does not grow with the number of radiographs."""
     sizes = np.zeros((len(records), 2), dtype=np.int64)
 
-    def decode(record: Radiograph) -> tuple[tuple[int, int], np.ndarray]:
-        image = to_grey(read_image(record.path))
+    def pixels(record: Radiograph) -> tuple[tuple[int, ...], np.ndarray]:
+        image = to_gray(read_image(record.path))
         geometry = Geometry(image.shape[0], image.shape[1], resize, crop)
         return image.shape[:2], geometry.pixels(image)
 
-    def write(stream: BinaryIO) -> None:
-        shape = (len(records), crop, crop)
-        header = {
-            "descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)),
-            "fortran_order": False,
-            "shape": shape,
-        }
-        np.lib.format.write_array_header_1_0(stream, header)
-        # PIL decodes and resizes without holding Python's lock; chunks bound what is in memory.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(records), 256):
-                for offset, (size, pixels) in enumerate(pool.map(decode, records[start : start + 256])):
-                    sizes[start + offset] = size
-                    stream.write(pixels.tobytes())
+    def mask(record: Radiograph) -> tuple[tuple[int, ...], np.ndarray]:
+        found = read_mask(record)
+        return found.shape, Geometry(found.shape[0], found.shape[1], resize, crop).mask(found)
 
-    write_atomic(run.file(PIXELS), write)
+    write_atomic(run.file(PIXELS), lambda stream: _stream(stream, records, pixels, crop, sizes))
     write_atomic(run.file(SIZES), lambda stream: np.save(stream, sizes))
+    if any(record.masks for record in records):
+        of_masks = np.zeros_like(sizes)
+        write_atomic(run.file(MASKS), lambda stream: _stream(stream, records, mask, crop, of_masks))
+        for place in np.flatnonzero((of_masks != sizes).any(axis=1)).tolist():
+            raise DataError(
+                f"{records[place].masks[0]}: {of_masks[place].tolist()} pixels high and wide, but its radiograph "
+                f"{records[place].path} has {sizes[place].tolist()}. Take both from the same release."
+            )
+
+
+def _stream(
+    stream: BinaryIO,
+    records: Sequence[Radiograph],
+    decode: Callable[[Radiograph], tuple[tuple[int, ...], np.ndarray]],
+    crop: int,
+    sizes: np.ndarray,
+) -> None:
+    """Writes uint8 (n, crop, crop) as a .npy file, image by image; fills in the sizes (n, 2) of the stored ones."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)),
+        "fortran_order": False,
+        "shape": (len(records), crop, crop),
+    }
+    np.lib.format.write_array_header_1_0(stream, header)
+    # PIL decodes and resizes without holding Python's lock; chunks bound what is in memory.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(records), 256):
+            for offset, (size, pixels) in enumerate(pool.map(decode, records[start : start + 256])):
+                sizes[start + offset] = size
+                stream.write(pixels.tobytes())
+
+
+def read_mask(record: Radiograph) -> np.ndarray:
+    """Reads the masks of a radiograph and puts several readers' together.
+
+    A pixel belongs to the finding if at least half of those readers who marked anything marked it.
+
+    Args:
+        record: With at least one mask.
+
+    Returns:
+        bool (h, w).
+
+    Raises:
+        DataError: If it has none, one cannot be decoded, or they are of different sizes.
+    """
+    if not record.masks:
+        raise DataError(f"{record.path}: it has no mask, but others have. Complete the dataset's copy.")
+    masks = [to_gray(read_image(file)) > 127 for file in record.masks]
+    if len({mask.shape for mask in masks}) > 1:
+        raise DataError(f"{record.masks[0]}: the masks of one radiograph differ in size. Take them from one release.")
+    marked = [mask for mask in masks if mask.any()]
+    return np.sum(marked, axis=0) >= -(-len(marked) // 2) if marked else masks[0]

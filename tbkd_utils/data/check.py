@@ -1,7 +1,7 @@
 """Look at a whole dataset, decode every image, and report what is in it and what is wrong with it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,11 @@ import pandas as pd
 
 from tbkd_utils.data.dataset import byte_identical, find_layout, split_records
 from tbkd_utils.data.images import read_image, stored_mode
-from tbkd_utils.data.readers.tbx11k import CATEGORIES
+from tbkd_utils.data.manifest import Manifest
+from tbkd_utils.data.readers import READERS, Reader
 from tbkd_utils.data.records import Radiograph
 from tbkd_utils.errors import TbkdError
 
-KINDS = ("tb", "sick", "health", "no_tb")
-"""The classes in the order of the report; "no_tb" is what is known of a normal extra image."""
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 """The quantiles of box area that the report shows."""
 _IMAGE_TYPES: dict[str, Any] = {
@@ -25,7 +24,8 @@ _IMAGE_TYPES: dict[str, Any] = {
     "name": str,
     "source": str,
     "kind": str,
-    "label": int,
+    "target": object,
+    "patient": str,
     "present": bool,
     "n_boxes": int,
     "mode": object,
@@ -41,17 +41,17 @@ class DatasetReport:
 
     Attributes:
         root: The folder where the dataset was found.
-        layout: "TBX11K" or "tbx11k-simplified".
-        images: One row per radiograph that a split names: split, name, source, kind, label, present, n_boxes,
-            and mode, width, height of the stored image (empty if absent or unreadable).
-        boxes: One row per box of a present radiograph: split, name, category (a name of `CATEGORIES`),
+        layout: How the dataset lies on disk: where and in which form it was found.
+        images: One row per radiograph that a split names: split, name, source, kind, target, patient (empty if
+            unknown), present, n_boxes, and mode, width, height of the stored image (empty if absent or unreadable).
+        boxes: One row per box of a present radiograph: split, name, category (its name),
             area_share (box area as a share of the image's, 0 to 1).
         identical: Groups of (split, name) whose files are the same, byte for byte.
         problems: Everything that has to be mended, one message each.
     """
 
     root: Path
-    layout: str
+    layout: Reader
     images: pd.DataFrame
     boxes: pd.DataFrame
     identical: tuple[tuple[tuple[str, str], ...], ...]
@@ -66,69 +66,72 @@ class DatasetReport:
         """
         return not self.problems
 
-    @property
-    def complete(self) -> bool:
-        """Whether every file that a split names is present."""
-        return bool(self.images["present"].all())
-
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Summarise the rows for showing.
+        """Summarize the rows for showing.
 
         Returns:
             Title -> table: "images" and "absent files" (per split and class), "boxes" (per split and
-            category), "box area" (quantiles of the share of the image), "TB without a box", "active and
-            latent TB", "byte-identical files" (and whether they cross from train to val), "stored images"
-            (mode and size).
+            category), "box area" (quantiles of the share of the image), "without a box" (where others of their
+            kind have one), "boxes of several categories", "byte-identical files" (and whether they cross from
+            train to val), "stored images" (mode and size), and "patients" where they are known.
         """
         present = self.images[self.images["present"]]
-        # Extra images never have boxes, so only the official splits can lack one.
-        boxless = (present["label"] == 1) & (present["n_boxes"] == 0) & (present["source"] == "TBX11K")
+        # A collection without boxes, such as TBX11K's extra images, lacks none.
+        boxed = present.groupby(["source", "kind"])["n_boxes"].transform("max") > 0
+        boxless = boxed & (present["n_boxes"] == 0)
         stored = present.groupby(["source", "mode", "width", "height"]).size()
-        return {
-            "images": _images_table(present),
-            "boxes": _boxes_table(self.boxes),
+        patients = {"patients": _patients_table(present)} if (present["patient"] != "").any() else {}
+        return patients | {
+            "images": _images_table(present, self.layout.kinds),
+            "boxes": _boxes_table(self.boxes, list(self.layout.categories.values())),
             "box area": _area_table(self.boxes),
-            "TB without a box": present.loc[boxless, ["split", "name"]].reset_index(drop=True),
-            "active and latent TB": _both_table(self.boxes),
+            "without a box": present.loc[boxless, ["split", "name"]].reset_index(drop=True),
+            "boxes of several categories": _both_table(self.boxes),
             "byte-identical files": _identical_table(self.identical),
             "absent files": _absent_table(self.images),
             "stored images": stored.reset_index(name="images"),
         }
 
 
-def check_dataset(root: str | Path, progress: Callable[[int, int], None] | None = None) -> DatasetReport:
+def check_dataset(
+    root: str | Path,
+    progress: Callable[[int, int], None] | None = None,
+    readers: Sequence[type[Reader]] = READERS,
+    manifest: Manifest | None = None,
+) -> DatasetReport:
     """Check a dataset on disk: every list, every box, every image.
 
     Problems are collected, not raised. Beside what `read_dataset` refuses, these are problems: an image that
     cannot be decoded, one whose stored size differs from the size its boxes refer to, one radiograph in both
-    train and val, and identical files under both labels.
+    train and val, identical files under different labels, and a file whose bytes changed under the size and time that
+    the manifest notes.
 
     Args:
         root: As for `read_dataset`.
         progress: Called now and then with (images decoded, images in all).
+        readers: The layouts that are tried.
+        manifest: The digests of an earlier look; every file is read again, whatever it says.
 
     Returns:
         The report. The split "trainval" has no rows of its own, since it joins train and val.
 
     Raises:
-        DatasetError: The root is absent or not a dataset.
+        DataError: The root is absent or not a dataset.
     """
-    layout = find_layout(root)
+    layout = find_layout(root, readers)
     problems: dict[str, None] = {}  # an ordered set: trainval can repeat the messages of train and val
 
     def note(error: TbkdError | str) -> None:
         problems[str(error)] = None
 
     listed: dict[str, list[Radiograph]] = {}
-    for split in layout.splits():
-        if split == "trainval" and not (layout.root / "lists" / "TBX11K_trainval.txt").is_file():
-            continue  # without a list of its own it is train and val, which are read anyway
+    for split in layout.listed_splits():  # what joins others is read with them
         try:
             listed[split] = split_records(layout, split, note)
         except TbkdError as error:
             note(error)
     if not layout.splits():
-        note(f"{layout.root}: no split found. Expected lists/TBX11K_train.txt.")
+        note(f"{layout.root}: no split found. Complete the copy.")
     trainval = listed.pop("trainval", None)
     names = {split: {record.name for record in records} for split, records in listed.items()}
     train, val = names.get("train", set()), names.get("val", set())
@@ -142,11 +145,12 @@ def check_dataset(root: str | Path, progress: Callable[[int, int], None] | None 
     images, boxes, readable = [], [], []
     for (split, record), (mode, size) in zip(rows, stored, strict=True):
         present = record.present
-        said = (record.name, record.source, record.kind, record.label, present, len(record.boxes))
+        said = (record.name, record.source, record.kind, record.target, record.group, present, len(record.boxes))
         images.append((split, *said, mode, *size))
         if present:
-            for box, category in zip(record.boxes, record.categories, strict=True):
-                boxes.append((split, record.name, CATEGORIES[category], _area_share(box, record)))
+            for box, category in zip(record.boxes, record.categories or [0] * len(record.boxes), strict=True):
+                named = layout.categories.get(category, "")
+                boxes.append((split, record.name, named, _area_share(box, record)))
         if mode is not None:
             readable.append((split, record))
             if record.size not in (None, size):
@@ -157,13 +161,16 @@ def check_dataset(root: str | Path, progress: Callable[[int, int], None] | None 
                 )
 
     split_of = {id(record): split for split, record in readable}
-    groups = byte_identical([record for _, record in readable])
+    manifest = manifest if manifest is not None else Manifest()
+    for path in manifest.changed(file for _, record in readable for file in (record.path, *record.masks)):
+        note(f"{path}: its bytes changed under the same size and time, so results from before do not belong to it.")
+    groups = byte_identical([record for _, record in readable], manifest)
     for group in groups:
-        if len({record.label for record in group}) > 1:
-            note(f"{' and '.join(str(r.path) for r in group)}: the same file under both labels. Remove the wrong one.")
+        if len({record.target for record in group}) > 1:
+            note(f"{' and '.join(str(r.path) for r in group)}: the same file under two labels. Remove the wrong one.")
     return DatasetReport(
         root=layout.root,
-        layout=layout.name,
+        layout=layout,
         images=pd.DataFrame(images, columns=list(_IMAGE_TYPES)).astype(_IMAGE_TYPES),
         boxes=pd.DataFrame(boxes, columns=list(_BOX_TYPES)).astype(_BOX_TYPES),
         identical=tuple(tuple((split_of[id(r)], r.name) for r in group) for group in groups),
@@ -206,18 +213,31 @@ def _area_share(box: np.ndarray, record: Radiograph) -> float:
     return float((box[2] - box[0]) * (box[3] - box[1])) / (width * height)
 
 
-def _images_table(present: pd.DataFrame) -> pd.DataFrame:
+def _images_table(present: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
     """Count present radiographs per split, source and class."""
     counts = pd.crosstab([present["split"], present["source"]], present["kind"])
-    kinds = [kind for kind in KINDS if kind in counts]
+    kinds = [*(kind for kind in order if kind in counts), *(kind for kind in counts if kind not in order)]
     counts = counts.reindex(columns=kinds).assign(total=counts.sum(axis=1))
     counts.columns.name = None
     return _in_order(counts.reset_index(), present)
 
 
-def _boxes_table(boxes: pd.DataFrame) -> pd.DataFrame:
+def _patients_table(present: pd.DataFrame) -> pd.DataFrame:
+    """Count patients per split, and those of them that are in another split too."""
+    named = present[present["patient"] != ""]
+    splits = named.groupby("patient")["split"].nunique()
+    crossing = named["patient"].map(splits) > 1
+    counts = named.groupby("split", sort=False)["patient"].nunique().rename("patients")
+    both = named[crossing].groupby("split")["patient"].nunique().rename("in another split too")
+    table = pd.concat([counts, both], axis=1).fillna(0).astype(int).rename_axis("split").reset_index()
+    return _in_order(table, named)
+
+
+def _boxes_table(boxes: pd.DataFrame, categories: Sequence[str]) -> pd.DataFrame:
     """Count boxes per split and category."""
-    counts = pd.crosstab(boxes["split"], boxes["category"]).reindex(columns=list(CATEGORIES.values()), fill_value=0)
+    counts = pd.crosstab(boxes["split"], boxes["category"])
+    if categories:
+        counts = counts.reindex(columns=list(categories), fill_value=0)
     counts = counts.assign(total=counts.sum(axis=1))
     counts.columns.name = None
     return _in_order(counts.reset_index(), boxes)
@@ -232,10 +252,9 @@ def _area_table(boxes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _both_table(boxes: pd.DataFrame) -> pd.DataFrame:
-    """List images that carry an active and a latent box."""
+    """List images that carry boxes of several categories."""
     categories = boxes.groupby(["split", "name"], sort=False)["category"].agg(set)
-    wanted = {CATEGORIES[1], CATEGORIES[2]}
-    both = [key for key, found in categories.items() if wanted <= found]
+    both = [key for key, found in categories.items() if len(found) > 1]
     return pd.DataFrame(both, columns=["split", "name"])
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from tbkd_utils.data.dicom import is_dicom, read_dicom
-from tbkd_utils.data.images import ImageError, read_image
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.data.images import read_image
+from tbkd_utils.errors import DataError
 
 DICOM_ENDINGS = (".dcm", ".dicom")
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", *DICOM_ENDINGS)
@@ -17,10 +17,6 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", *DICOM_ENDINGS)
 LONGEST_NAME = 220  # bytes; file systems allow 255, of which names made from it take some
 LONGEST = 10
 """The longer side of a radiograph, in shorter sides; what exceeds it is a strip or a scan line."""
-
-
-class IntakeError(TbkdError, ValueError):
-    """Files or folders in which there is nothing to read."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +42,17 @@ def read_radiograph(path: str | Path) -> np.ndarray:
         path: The file. It is DICOM by its first bytes or its ending; the others are known by their content alone.
 
     Returns:
-        uint8 (h, w) for grey or (h, w, 3) for colour; see `images.read_image` and `dicom.read_dicom`.
+        uint8 (h, w) for gray or (h, w, 3) for color; see `images.read_image` and `dicom.read_dicom`.
 
     Raises:
-        ImageError: It cannot be read, or is far too long for its width.
+        DataError: It cannot be read, or is far too long for its width.
     """
     path = Path(path)
     dicom = is_dicom(path) or (path.suffix.lower() in DICOM_ENDINGS and path.is_file() and path.stat().st_size > 0)
     image = read_dicom(path) if dicom else read_image(path)
     height, width = image.shape[:2]
     if max(height, width) > LONGEST * min(height, width):
-        raise ImageError(f"{path}: {width} x {height} pixels is no radiograph's shape. Look at the file.")
+        raise DataError(f"{path}: {width} x {height} pixels is no radiograph's shape. Look at the file.")
     return image
 
 
@@ -76,14 +72,14 @@ def find_radiographs(paths: str | Path | Iterable[str | Path], leave_out: Sequen
         leave_out: Folders that are not looked into.
 
     Raises:
-        IntakeError: Something does not exist, or there is no radiograph at all.
+        DataError: Something does not exist, or there is no radiograph at all.
     """
     given = [Path(os.path.abspath(path)) for path in ([paths] if isinstance(paths, str | Path) else paths)]
     for path in given:
         if not path.exists():
-            raise IntakeError(f"{path}: no such file or folder. Check the name.")
+            raise DataError(f"{path}: no such file or folder. Check the name.")
     if not given:
-        raise IntakeError("No file was given: name an image or a folder.")
+        raise DataError("No file was given: name an image or a folder.")
     base = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in given]))
     skipped = {folder.resolve() for folder in leave_out}
     found: set[Path] = set()
@@ -107,7 +103,7 @@ def find_radiographs(paths: str | Path | Iterable[str | Path], leave_out: Sequen
                 else:
                     others += 1
     if not found and not problems:
-        raise IntakeError(
+        raise DataError(
             f"{', '.join(map(str, given))}: no radiograph in it ({others} other files). Expected files that end in "
             f"{', '.join(ENDINGS)}, or DICOM files of any name."
         )

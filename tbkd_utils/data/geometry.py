@@ -1,7 +1,7 @@
-"""A stored radiograph's way to the network's input and back: pixels and boxes through the same resize and crop.
+"""From a stored radiograph to the network's input and back: pixels and boxes through the same resize and crop.
 
-Paper section 3.2.1: resize to 256, crop the center 224. The paper does not say how boxes follow; here they take the same
-resize and crop as the pixels.
+Paper section 3.2.1: resize to 256, crop the center 224. The paper does not say how boxes follow; here they take the
+same resize and crop as the pixels.
 """
 
 from dataclasses import dataclass
@@ -10,16 +10,12 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from tbkd_utils.errors import TbkdError
-
-
-class GeometryError(TbkdError, ValueError):
-    """An image or boxes that do not fit the geometry."""
+from tbkd_utils.errors import DataError
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Resize, then crop the centre, of images of one size.
+    """Resize, then crop the center, of images of one size.
 
     The shorter side is resized to `resize` (a square image becomes square, as in the paper), then the central square
     of side `crop` is kept. This is torchvision's `Resize(resize)` and `CenterCrop(crop)`, for boxes too.
@@ -31,7 +27,7 @@ class Geometry:
         crop: Side of the kept square, in pixels; at most `resize`.
 
     Raises:
-        GeometryError: If a size is not positive, or `crop` exceeds `resize`.
+        DataError: If a size is not positive, or `crop` exceeds `resize`.
     """
 
     height: int
@@ -41,7 +37,7 @@ class Geometry:
 
     def __post_init__(self) -> None:
         if min(self.height, self.width, self.crop) < 1 or self.crop > self.resize:
-            raise GeometryError(
+            raise DataError(
                 f"Expected positive sizes and crop <= resize; got an image of {self.height}x{self.width}, "
                 f"resize {self.resize}, crop {self.crop}."
             )
@@ -75,14 +71,26 @@ class Geometry:
             uint8 (crop, crop) or (crop, crop, 3).
 
         Raises:
-            GeometryError: If the image has another size or type.
+            DataError: If the image has another size or type.
         """
         size = (self.height, self.width)
         if image.dtype != np.uint8 or image.shape not in (size, (*size, 3)):
-            raise GeometryError(
-                f"Expected a uint8 image of {self.height}x{self.width}, grey or RGB; got {image.dtype} {image.shape}."
+            raise DataError(
+                f"Expected a uint8 image of {self.height}x{self.width}, gray or RGB; got {image.dtype} {image.shape}."
             )
         resized = Image.fromarray(image).resize(self.resized[::-1], Image.Resampling.BILINEAR)
+        top, left = self.offset
+        return np.asarray(resized.crop((left, top, left + self.crop, top + self.crop)))
+
+    def mask(self, mask: np.ndarray) -> np.ndarray:
+        """Resizes (nearest) and crops a mask, bool (height, width) to uint8 (crop, crop) of 0 and 1.
+
+        Raises:
+            DataError: If the mask has another size.
+        """
+        if mask.shape != (self.height, self.width):
+            raise DataError(f"Expected a mask of {self.height}x{self.width}; got {mask.shape}.")
+        resized = Image.fromarray(mask.astype(np.uint8)).resize(self.resized[::-1], Image.Resampling.NEAREST)
         top, left = self.offset
         return np.asarray(resized.crop((left, top, left + self.crop, top + self.crop)))
 
@@ -102,7 +110,7 @@ class Geometry:
             it (`keeps` tells which).
 
         Raises:
-            GeometryError: If the shape is not (k, 4).
+            DataError: If the shape is not (k, 4).
         """
         return self._map(boxes)[self.keeps(boxes)]
 
@@ -120,5 +128,5 @@ class Geometry:
 def _boxes(boxes: np.ndarray) -> np.ndarray:
     boxes = np.asarray(boxes, dtype=np.float64)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise GeometryError(f"Expected boxes of shape (k, 4), xyxy; got {boxes.shape}.")
+        raise DataError(f"Expected boxes of shape (k, 4), xyxy; got {boxes.shape}.")
     return boxes

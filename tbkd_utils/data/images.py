@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 """The file formats that are tried; the content decides, not the file's ending."""
@@ -15,22 +15,18 @@ MAX_PIXELS = 89_478_485
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError)
 
 
-class ImageError(TbkdError, ValueError):
-    """An image file that is absent, damaged, too large or of a kind that cannot become 8-bit pixels."""
-
-
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image file as 8-bit pixels.
 
     What is stored in another form is converted:
 
-    * 16-bit grey: the full range 0..65535 goes linearly to 0..255, ``round(v / 257)``. No windowing: an image
+    * 16-bit gray: the full range 0..65535 goes linearly to 0..255, ``round(v / 257)``. No windowing: an image
       that uses only the low 12 bits stays dark. Modes ``I;16*``, and ``I`` when its values fit in 16 bits.
-    * 16-bit colour: Pillow itself keeps the high byte of each value.
+    * 16-bit color: Pillow itself keeps the high byte of each value.
     * 1-bit: 0 and 255.
-    * Palette, CMYK and other colour: RGB.
-    * Transparency (RGBA, grey with alpha, a transparent palette entry): composited on black, the grey of air.
-    * Three equal channels, as in the original TBX11K files: one grey channel, nothing is lost.
+    * Palette, CMYK and other color: RGB.
+    * Transparency (RGBA, gray with alpha, a transparent palette entry): composited on black, the gray of air.
+    * Three equal channels, as in the original TBX11K files: one gray channel, nothing is lost.
 
     Orientation tags (EXIF) are not applied, since boxes are in pixels of the image as stored.
 
@@ -38,10 +34,10 @@ def read_image(path: str | Path) -> np.ndarray:
         path: A PNG, JPEG, TIFF (its first page) or BMP file.
 
     Returns:
-        uint8 pixels, (h, w) for grey or (h, w, 3) for colour; a fresh, writable array.
+        uint8 pixels, (h, w) for gray or (h, w, 3) for color; a fresh, writable array.
 
     Raises:
-        ImageError: The file is absent, empty, truncated, damaged, not an image, holds more than
+        DataError: The file is absent, empty, truncated, damaged, not an image, holds more than
             ``MAX_PIXELS`` pixels, or stores floats or integers outside 16 bits.
     """
     path = Path(path)
@@ -49,7 +45,7 @@ def read_image(path: str | Path) -> np.ndarray:
         try:
             image.load()
         except _DECODER_ERRORS as error:
-            raise ImageError(
+            raise DataError(
                 f"{path}: the image is truncated or damaged ({error}). Copy or download the file again."
             ) from error
         pixels = _to_uint8(image, path)
@@ -65,24 +61,24 @@ def stored_mode(path: str | Path) -> str:
         path: An image file.
 
     Returns:
-        Pillow's mode: ``"L"`` 8-bit grey, ``"RGB"``, ``"P"`` palette, ``"I;16"`` 16-bit grey, ...
+        Pillow's mode: ``"L"`` 8-bit gray, ``"RGB"``, ``"P"`` palette, ``"I;16"`` 16-bit gray, ...
 
     Raises:
-        ImageError: The file is absent, empty, not an image or too large.
+        DataError: The file is absent, empty, not an image or too large.
     """
     with _opened(Path(path)) as image:
         return image.mode
 
 
-def to_grey(image: np.ndarray) -> np.ndarray:
-    """Turn 8-bit pixels into one grey channel by luminance.
+def to_gray(image: np.ndarray) -> np.ndarray:
+    """Turn 8-bit pixels into one gray channel by luminance.
 
     Args:
         image: uint8 (h, w) or (h, w, 3).
 
     Returns:
         uint8 (h, w); ``0.299 R + 0.587 G + 0.114 B`` as Pillow's mode ``L`` rounds it (ITU-R 601-2 luma). A
-        grey image is returned as it is.
+        gray image is returned as it is.
 
     Raises:
         ValueError: The array has another dtype or shape.
@@ -97,30 +93,30 @@ def to_grey(image: np.ndarray) -> np.ndarray:
 def _opened(path: Path) -> Image.Image:
     """Open an image file and read its header, with errors that say what to do."""
     if not path.exists():
-        raise ImageError(f"{path}: no such file. Check the name, or complete the copy of the dataset.")
+        raise DataError(f"{path}: no such file. Check the name, or complete the copy of the dataset.")
     if not path.is_file():
-        raise ImageError(f"{path}: this is a folder, not an image file. Name the file inside it.")
+        raise DataError(f"{path}: this is a folder, not an image file. Name the file inside it.")
     try:
         if path.stat().st_size == 0:
-            raise ImageError(f"{path}: the file is empty (0 bytes). Copy or download it again.")
+            raise DataError(f"{path}: the file is empty (0 bytes). Copy or download it again.")
         image = Image.open(path, formats=FORMATS)
     except Image.UnidentifiedImageError as error:
-        raise ImageError(
+        raise DataError(
             f"{path}: not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image, or its header is damaged. Look "
             "at the file (a saved web page is a common case), or download it again."
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(_too_large(path)) from error
+        raise DataError(_too_large(path)) from error
     except PermissionError as error:
-        raise ImageError(f"{path}: reading is not permitted. Change the file's permissions.") from error
-    except ImageError:
+        raise DataError(f"{path}: reading is not permitted. Change the file's permissions.") from error
+    except DataError:
         raise
     except _DECODER_ERRORS as error:
-        raise ImageError(f"{path}: the header is damaged ({error}). Copy or download the file again.") from error
+        raise DataError(f"{path}: the header is damaged ({error}). Copy or download the file again.") from error
     # Pillow only warns between one and two times its limit.
     if image.width * image.height > MAX_PIXELS:
         image.close()
-        raise ImageError(_too_large(path))
+        raise DataError(_too_large(path))
     return image
 
 
@@ -136,13 +132,13 @@ def _to_uint8(image: Image.Image, path: Path) -> np.ndarray:
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise ImageError(
+            raise DataError(
                 f"{path}: integer pixels from {values.min()} to {values.max()} do not fit in 16 bits, so "
                 "their scale is unknown. Store the image with 8 or 16 bits."
             )
         return ((values + 128) // 257).astype(np.uint8)
     if image.mode == "F":
-        raise ImageError(f"{path}: floating-point pixels have no known scale. Store the image with 8 or 16 bits.")
+        raise DataError(f"{path}: floating-point pixels have no known scale. Store the image with 8 or 16 bits.")
     if image.has_transparency_data:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         return np.array(Image.alpha_composite(black, image.convert("RGBA")).convert("RGB"))

@@ -8,8 +8,17 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tbkd_utils.data.cache import Samples
 from tbkd_utils.data.seeding import stable_seed
-from tbkd_utils.data.transforms import augment
-from tbkd_utils.experiments.recipe import Recipe
+
+Augment = Callable[[np.ndarray, np.ndarray | None, int], tuple[np.ndarray, np.ndarray | None]]
+"""Image uint8 (H, W), its mask uint8 (H, W) or None, and a seed, to both augmented alike."""
+
+RawBatch = dict[str, torch.Tensor]
+"""`pixels` uint8 (b, H, W), `targets` int64 (b,) or (b, classes), and `masks` uint8 (b, H, W) where there are some."""
+
+
+def unchanged(image: np.ndarray, mask: np.ndarray | None, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns image and mask as they are: no augmentation."""
+    return image, mask
 
 
 class EpochOrder(Sampler[tuple[int, int]]):
@@ -28,25 +37,24 @@ class EpochOrder(Sampler[tuple[int, int]]):
 
 
 class TrainingImages(Dataset):
-    """Maps (epoch, index) to (augmented uint8 (H, W), label): a pure function, so workers cannot change it."""
+    """Maps (epoch, index) to an augmented sample: a pure function, so workers cannot change it."""
 
-    def __init__(self, samples: Samples, recipe: Recipe) -> None:
-        self.samples, self.recipe = samples, recipe
+    def __init__(self, samples: Samples, augment: Augment, seed: int) -> None:
+        self.samples, self.augment, self.seed = samples, augment, seed
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, key: tuple[int, int]) -> RawBatch:
         epoch, index = key
-        seed = stable_seed("augment", self.recipe.data_seed, epoch, self.samples.names[index])
-        image = augment(
-            self.samples.pixels[index], self.recipe.randaugment_ops, self.recipe.randaugment_magnitude, seed
-        )
-        return torch.from_numpy(np.array(image)), int(self.samples.labels[index])
+        seed = stable_seed("augment", self.seed, epoch, self.samples.names[index])
+        masks = self.samples.masks
+        mask = None if masks is None else np.asarray(masks[index])
+        return _sample(*self.augment(self.samples.pixels[index], mask, seed), self.samples.targets[index])
 
 
-class MonitoredImages(Dataset):
-    """Maps an index to (uint8 (H, W), label), not augmented."""
+class PlainImages(Dataset):
+    """Maps an index to a sample, not augmented."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
@@ -54,28 +62,40 @@ class MonitoredImages(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return torch.from_numpy(np.array(self.samples.pixels[index])), int(self.samples.labels[index])
+    def __getitem__(self, index: int) -> RawBatch:
+        masks = self.samples.masks
+        mask = None if masks is None else np.asarray(masks[index])
+        return _sample(self.samples.pixels[index], mask, self.samples.targets[index])
 
 
-def training_loader(samples: Samples, recipe: Recipe, epoch: Callable[[], int]) -> DataLoader:
-    """Returns the batches of an epoch: uint8 (b, H, W) augmented and int64 (b,).
+def _sample(image: np.ndarray, mask: np.ndarray | None, target: np.ndarray) -> RawBatch:
+    sample = {"pixels": torch.from_numpy(np.array(image)), "targets": torch.as_tensor(target)}
+    return sample if mask is None else sample | {"masks": torch.from_numpy(np.array(mask))}
+
+
+def training_loader(
+    samples: Samples, augment: Augment, *, batch_size: int, seed: int, epoch: Callable[[], int], workers: int = 0
+) -> DataLoader:
+    """Returns the batches of an epoch, augmented; see `RawBatch`.
 
     Args:
         samples: What is trained on.
-        recipe: Batch size, augmentation, seed and workers.
+        augment: Applied to each sample with a seed of its own.
+        batch_size: Samples a batch; the last one may be smaller.
+        seed: Of the order and the augmentation.
         epoch: Called when an epoch's batches are asked for; returns its number.
+        workers: Processes that load and augment; batches do not depend on it.
     """
     return DataLoader(
-        TrainingImages(samples, recipe),
-        batch_size=recipe.batch_size,
-        sampler=EpochOrder(len(samples), recipe.data_seed, epoch),
-        num_workers=recipe.workers,
-        persistent_workers=recipe.workers > 0,
+        TrainingImages(samples, augment, seed),
+        batch_size=batch_size,
+        sampler=EpochOrder(len(samples), seed, epoch),
+        num_workers=workers,
+        persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def monitor_loader(samples: Samples, recipe: Recipe) -> DataLoader:
-    """Returns the batches whose loss is monitored, in order and not augmented: uint8 (b, H, W) and int64 (b,)."""
-    return DataLoader(MonitoredImages(samples), batch_size=recipe.batch_size)
+def plain_loader(samples: Samples, *, batch_size: int) -> DataLoader:
+    """Returns the samples in order and not augmented; see `RawBatch`."""
+    return DataLoader(PlainImages(samples), batch_size=batch_size)

@@ -1,4 +1,4 @@
-"""What a radiograph on disk is to the rest of the package: a path, a label and boxes, checked."""
+"""One image on disk as the rest of the package knows it: a path, a target, boxes, masks and a patient, all checked."""
 
 import os.path
 import sys
@@ -9,28 +9,23 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.errors import DataError
 
-
-class DatasetError(TbkdError, ValueError):
-    """A dataset on disk that cannot be used as it is."""
-
-
-Problem = Callable[[DatasetError], None]
+OnError = Callable[[DataError], None]
 """What a reader does with bad data: raise it (`read_dataset`) or note it and go on (`check_dataset`)."""
 
 
 @contextmanager
-def passing_on(problem: Problem) -> Iterator[None]:
-    """Hand the error of one entry to ``problem``; if that returns, go on after the block.
+def collect_errors(on_error: OnError) -> Iterator[None]:
+    """Hands the error of one entry to ``on_error``; if that returns, goes on after the block.
 
     Args:
-        problem: Raises or notes the error.
+        on_error: Raises or notes the error.
     """
     try:
         yield
-    except DatasetError as error:
-        problem(error)
+    except DataError as error:
+        on_error(error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,35 +36,41 @@ class Radiograph:
 
     Attributes:
         path: The image file.
-        label: 0 no TB, 1 TB.
+        target: The index of its class, at least 0; where any number of classes may hold, a 0 or 1 for each.
         boxes: float32 (k, 4), xyxy in pixels of the stored image, right and bottom exclusive; k may be 0.
-        source: "TBX11K", or "DA", "DB", "Montgomery", "Shenzhen" for the extra images.
+        source: The collection it comes from, such as "TBX11K" or "Shenzhen".
         name: Path relative to the dataset's image folder, with forward slashes; the file name if left out.
-        kind: "tb", "sick" or "health"; "tb" or "no_tb" where only that much is known.
-        categories: One key of `CATEGORIES` per box; empty if unknown.
+        kind: What is known of it beyond its class, in the dataset's own word, such as "sick" or "viral".
+        categories: The dataset's category of each box; empty if unknown.
         size: (width, height) in pixels that the annotations state, or None; the file itself was not opened.
+        group: The patient, so that splits can keep each on one side; empty if unknown.
+        masks: Files of its masks, white where the finding is: one, or one of each reader.
     """
 
     path: Path
-    label: int
+    target: int | tuple[int, ...]
     boxes: np.ndarray
     source: str
     name: str = ""
     kind: str = ""
     categories: tuple[int, ...] = ()
     size: tuple[int, int] | None = None
+    group: str = ""
+    masks: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         boxes = np.asarray(self.boxes, dtype=np.float32)
         if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise ValueError(f"{self.path}: boxes must be (k, 4), got {boxes.shape}")
-        if self.label not in (0, 1):
-            raise ValueError(f"{self.path}: label must be 0 (no TB) or 1 (TB), got {self.label!r}")
+        targets = self.target if isinstance(self.target, tuple) else (self.target,)
+        if not targets or any(type(entry) is not int or entry < 0 for entry in targets):
+            raise ValueError(f"{self.path}: target must be a class index or a tuple of 0 and 1, got {self.target!r}")
+        if isinstance(self.target, tuple) and max(self.target) > 1:
+            raise ValueError(f"{self.path}: a target of several classes must hold 0 and 1, got {self.target!r}")
         if self.categories and len(self.categories) != len(boxes):
             raise ValueError(f"{self.path}: {len(self.categories)} categories for {len(boxes)} boxes")
         object.__setattr__(self, "boxes", boxes)
         object.__setattr__(self, "name", self.name or self.path.name)
-        object.__setattr__(self, "kind", self.kind or ("tb" if self.label else "no_tb"))
 
     @property
     def present(self) -> bool:
@@ -85,7 +86,10 @@ class Radiograph:
         return hash(self._plain())
 
     def _plain(self) -> tuple:
-        return self.path, self.label, self.source, self.name, self.kind, self.categories, self.size
+        return (
+            self.path, self.target, self.source, self.name, self.kind, self.categories, self.size, self.group,
+            self.masks
+        )  # fmt: skip
 
 
 def box_from_xywh(xywh: object, size: tuple[int, int], where: str) -> np.ndarray:
@@ -102,27 +106,27 @@ def box_from_xywh(xywh: object, size: tuple[int, int], where: str) -> np.ndarray
         float32 (4,), xyxy, inside the image, of positive area.
 
     Raises:
-        DatasetError: Not four numbers; NaN or infinite; width or height not positive (an inverted box);
+        DataError: Not four numbers; NaN or infinite; width or height not positive (an inverted box);
             one pixel or more outside the image; nothing left after clipping.
     """
     if not isinstance(xywh, list | tuple) or len(xywh) != 4 or any(type(v) not in (int, float) for v in xywh):
-        raise DatasetError(f"{where}: box {xywh!r} is not four numbers (left, top, width, height). Correct it.")
+        raise DataError(f"{where}: box {xywh!r} is not four numbers (left, top, width, height). Correct it.")
     if not all(abs(v) <= sys.float_info.max for v in xywh):  # false for NaN too
-        raise DatasetError(f"{where}: box {xywh} holds NaN or infinity. Correct or remove it.")
+        raise DataError(f"{where}: box {xywh} holds NaN or infinity. Correct or remove it.")
     x, y, w, h = xywh
     if w <= 0 or h <= 0:
-        raise DatasetError(
+        raise DataError(
             f"{where}: box {xywh} is empty or inverted: width and height must be positive (the form is left, "
             "top, width, height). Correct or remove it."
         )
     if max(-x, -y, x + w - size[0], y + h - size[1]) >= 1:
-        raise DatasetError(
+        raise DataError(
             f"{where}: box {xywh} (left, top, width, height) lies outside its {size[0]}x{size[1]} image. Are "
             "box and image on the same scale? Correct or remove it."
         )
     box = np.clip(np.array([x, y, x + w, y + h]), 0, [*size, *size]).astype(np.float32)
     if box[2] <= box[0] or box[3] <= box[1]:
-        raise DatasetError(f"{where}: nothing of box {xywh} lies inside its image. Correct or remove it.")
+        raise DataError(f"{where}: nothing of box {xywh} lies inside its image. Correct or remove it.")
     return box
 
 
@@ -138,11 +142,11 @@ def checked_size(width: object, height: object, where: str) -> tuple[int, int]:
         (width, height).
 
     Raises:
-        DatasetError: One of them is not a positive whole number.
+        DataError: One of them is not a positive whole number.
     """
     if type(width) is int and type(height) is int and width > 0 and height > 0:
         return width, height
-    raise DatasetError(f"{where}: image size {width!r} x {height!r} is not two positive whole numbers. Correct it.")
+    raise DataError(f"{where}: image size {width!r} x {height!r} is not two positive whole numbers. Correct it.")
 
 
 def relative_name(text: str, where: str) -> str:
@@ -156,12 +160,12 @@ def relative_name(text: str, where: str) -> str:
         The name in normal form: forward slashes, no ``./``.
 
     Raises:
-        DatasetError: The name is empty, absolute, or leads out of the image folder.
+        DataError: The name is empty, absolute, or leads out of the image folder.
     """
     path = PurePosixPath(text)
     foreign = any(c in text for c in "\\:\0")
     if foreign or path.is_absolute() or ".." in path.parts or not path.parts:
-        raise DatasetError(f"{where}: {text!r} is not a path inside the image folder. Use forward slashes and no '..'.")
+        raise DataError(f"{where}: {text!r} is not a path inside the image folder. Use forward slashes and no '..'.")
     return str(path)
 
 
@@ -175,11 +179,11 @@ def read_text(file: Path) -> str:
         Its text.
 
     Raises:
-        DatasetError: The file is absent, not readable, or not UTF-8.
+        DataError: The file is absent, not readable, or not UTF-8.
     """
     try:
         return file.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DatasetError(f"{file}: cannot be read ({error.strerror}). Complete the dataset's copy.") from error
+        raise DataError(f"{file}: cannot be read ({error.strerror}). Complete the dataset's copy.") from error
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{file}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
+        raise DataError(f"{file}: not UTF-8 text ({error.reason}). Save it as UTF-8.") from error

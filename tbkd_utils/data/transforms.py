@@ -1,9 +1,7 @@
-"""What happens to pixels after resize and crop: RandAugment (training only), then ImageNet's mean and standard deviation.
-
-Paper section 3.2.1.
-"""
+"""Pixels after resize and crop: RandAugment (training only), then mean and standard deviation (paper section 3.2.1)."""
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,42 +9,55 @@ from PIL import Image
 from torchvision.transforms import RandAugment
 
 from tbkd_utils.data.seeding import torch_seeded
+from tbkd_utils.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """Scales pixels to [0, 1] and standardises them by ImageNet's mean and standard deviation.
+def standardize(
+    pixels: torch.Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> torch.Tensor:
+    """Scales pixels to [0, 1] and standardizes them.
 
     Args:
-        pixels: uint8 (n, H, W) grey, or (n, H, W, 3).
+        pixels: uint8 (n, H, W) gray, or (n, H, W, 3).
+        mean: Of each channel, in [0, 1]; ImageNet's unless a network was pretrained with others.
+        std: The same.
 
     Returns:
-        float32 (n, 3, H, W); a grey image stands in all three channels.
+        float32 (n, 3, H, W); a grayscale image is repeated over three channels.
     """
-    mean = torch.tensor(IMAGENET_MEAN, device=pixels.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=pixels.device).view(1, 3, 1, 1)
+    shift = torch.tensor(mean, device=pixels.device).view(1, 3, 1, 1)
+    scale = torch.tensor(std, device=pixels.device).view(1, 3, 1, 1)
     channels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)  # (n, 1 or 3, H, W)
-    return channels.float().div_(255).sub(mean).div_(std)  # in place where it can be: the work is moving memory
+    return channels.float().div_(255).sub(shift).div_(scale)  # in place where it can be: the work is moving memory
 
 
-def augment(image: np.ndarray, operations: int, magnitude: int, seed: int) -> np.ndarray:
+def rand_augment(
+    image: np.ndarray, mask: np.ndarray | None, seed: int, *, operations: int, magnitude: int
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Applies torchvision's RandAugment (Cubuk et al. 2019) with random choices that depend on `seed` alone.
 
     Args:
         image: uint8 (H, W) or (H, W, 3).
-        operations: Operations in a row; 0 returns the image as it is.
-        magnitude: Strength of each, 0 to 30.
+        mask: None: RandAugment moves pixels and not their masks.
         seed: Seed of every random choice; use `stable_seed(seed, epoch, sample)`.
+        operations: Operations in a row; 0 returns image and mask as they are.
+        magnitude: Strength of each, 0 to 30.
 
     Returns:
-        uint8, same shape.
+        uint8, same shape; and the mask.
+
+    Raises:
+        UsageError: If there is a mask to be moved.
     """
     if operations == 0:
-        return image
+        return image, mask
+    if mask is not None:
+        raise UsageError("RandAugment moves pixels and not their masks: use 0 operations for images with masks.")
     with torch_seeded(seed):
-        return np.asarray(_rand_augment(operations, magnitude)(Image.fromarray(image)))
+        return np.asarray(_rand_augment(operations, magnitude)(Image.fromarray(image))), None
 
 
 class _RandAugment(RandAugment):

@@ -1,103 +1,59 @@
-"""The trainings behind Figures 8 and 9, Table 3 and the controls: one cell per network, shared where it is the same."""
+"""Grids of networks: what the variants of an experiment share, and training and measuring each."""
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Any
 
 from tbkd_utils.experiments.evaluation import Localization, classification, localization
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.recipe import Recipe
-from tbkd_utils.experiments.trained import TrainedClassifier, train_student, train_teacher
-
-TEACHER, STUDENT = "teacher", "student"
-SECOND, SMOOTHED, UNTRAINED = "second teacher", "label smoothing", "untrained teacher's student"
-CONTROLS = (SECOND, SMOOTHED, UNTRAINED)
-ARMS = {
-    TEACHER: "labels alone",
-    STUDENT: "labels and the trained teacher",
-    SECOND: "labels alone, the last layer from another seed: another roll of the dice",
-    SMOOTHED: "labels alone, smoothed: a regulariser without a teacher",
-    UNTRAINED: "labels and the teacher as it was before training: a teacher without knowledge",
-}
-"""What each network of notebook 9 learns from; all have the same start, batches and epochs."""
+from tbkd_utils.experiments.system import Variant
+from tbkd_utils.experiments.trained import TrainedNetwork, train
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One network of the grid.
-
-    Attributes:
-        arm: One of `ARMS`.
-        value: What the ablation varies: temperature, alpha, or the seed that the cell is compared at.
-        recipe: All settings of this network.
-    """
-
-    arm: str
-    value: float
-    recipe: Recipe
-
-    @property
-    def role(self) -> str:
-        """`teacher` (trained by notebook 2) or `student` (by notebook 3)."""
-        return STUDENT if self.arm in (STUDENT, UNTRAINED) else TEACHER
-
-    @property
-    def identity(self) -> tuple:
-        """Equal for cells that are the same network: a teacher does not depend on distillation."""
-        parts = ("training", "distillation") if self.role == STUDENT else ("training",)
-        return self.role, *((key, value) for key, value in self.recipe.part(*parts).items())
-
-    def train(self, experiment: Experiment, *, progress: bool = False) -> TrainedClassifier:
-        """Trains the network, or returns it if it is trained already; `experiment` may differ in these settings."""
-        train = train_student if self.role == STUDENT else train_teacher
-        return train(self.within(experiment), progress=progress)
-
-    def localize(self, experiment: Experiment) -> Localization:
-        """Returns heatmaps, boxes and scores of the network, which is trained first if need be."""
-        return localization(self.within(experiment), self.train(experiment))
-
-    def classify(self, experiment: Experiment) -> dict[str, float]:
-        """Returns the network's metrics of Table 4, by name."""
-        table = classification(self.within(experiment), self.train(experiment))
-        return dict(zip(table["metric"], table["value"], strict=True))
-
-    def within(self, experiment: Experiment) -> Experiment:
-        """Returns the experiment with this cell's settings."""
-        return experiment.changed(**self.recipe.part("training", "distillation"))
+def within(experiment: Experiment, variant: Variant) -> Experiment:
+    """Returns the experiment with a variant's settings of the training."""
+    groups = {group for role in experiment.system.roles.values() for group in role.groups} - {"data", "pixels"}
+    return experiment.changed(**variant.recipe.flat(*groups))
 
 
-def temperature_cells(recipe: Recipe) -> list[Cell]:
-    """Figure 8: a student for each of the recipe's `temperatures`."""
-    return [Cell(STUDENT, value, recipe.changed(temperature=value)) for value in recipe.temperatures]
+def train_variant(experiment: Experiment, variant: Variant, *, progress: bool = False) -> TrainedNetwork:
+    """Trains a variant, or returns it if it is trained already; `experiment` may differ in its settings."""
+    return train(within(experiment, variant), variant.role, progress=progress)
 
 
-def alpha_cells(recipe: Recipe) -> list[Cell]:
-    """Figure 9: a student for each of the recipe's `alphas`."""
-    return [Cell(STUDENT, value, recipe.changed(alpha=value)) for value in recipe.alphas]
+def localize_variant(experiment: Experiment, variant: Variant) -> Localization:
+    """Returns heatmaps, boxes and scores of a variant, which is trained first if need be."""
+    return localization(within(experiment, variant), train_variant(experiment, variant))
 
 
-def seed_cells(recipe: Recipe) -> list[Cell]:
-    """Table 3: a teacher and a student for each of the recipe's `seeds`."""
-    return [Cell(arm, seed, recipe.changed(seed=seed)) for arm in (TEACHER, STUDENT) for seed in recipe.seeds]
+def classify_variant(experiment: Experiment, variant: Variant) -> dict[str, float]:
+    """Returns a variant's metrics of Table 4, by name; it is trained first if need be."""
+    table = classification(within(experiment, variant), train_variant(experiment, variant))
+    return dict(zip(table["metric"], table["value"], strict=True))
 
 
-def control_cells(recipe: Recipe) -> list[Cell]:
-    """The control arms for each of the recipe's `seeds`, at the student's budget."""
-    changes = {
-        SECOND: lambda seed: {"seed": seed + recipe.control_seed_shift},
-        SMOOTHED: lambda seed: {"seed": seed, "label_smoothing": recipe.control_smoothing},
-        UNTRAINED: lambda seed: {"seed": seed, "teacher_trained": False},
-    }
-    return [Cell(arm, seed, recipe.changed(**changes[arm](seed))) for arm in CONTROLS for seed in recipe.seeds]
+def identity(experiment: Experiment, variant: Variant) -> str:
+    """Returns a text that is equal for variants that are the same network: a teacher does not depend on alpha."""
+    settings = within(experiment, variant).training_settings(variant.role)
+    return f"{variant.role} {json.dumps(settings, sort_keys=True)}"
 
 
-def all_cells(recipe: Recipe) -> list[Cell]:
-    """Every cell once, those first that others need or that the report needs most."""
-    return distinct([*seed_cells(recipe), *control_cells(recipe), *temperature_cells(recipe), *alpha_cells(recipe)])
+def changes(experiment: Experiment, variant: Variant) -> dict[str, Any]:
+    """Returns the settings of a variant's training that are not the experiment's own."""
+    groups = experiment.role(variant.role).groups
+    usual = experiment.recipe.flat(*groups)
+    return {key: value for key, value in variant.recipe.flat(*groups).items() if value != usual[key]}
 
 
-def distinct(cells: Iterable[Cell]) -> list[Cell]:
-    """Leaves out the cells that are the same network as an earlier one."""
-    first: dict[tuple, Cell] = {}
-    for cell in cells:
-        first.setdefault(cell.identity, cell)
+def distinct(experiment: Experiment, variants: Iterable[Variant]) -> list[Variant]:
+    """Leaves out the variants that are the same network as an earlier one."""
+    first: dict[str, Variant] = {}
+    for variant in variants:
+        first.setdefault(identity(experiment, variant), variant)
     return list(first.values())
+
+
+def all_variants(experiment: Experiment) -> list[Variant]:
+    """Returns every variant of the system's grids once, in the grids' order."""
+    grids = experiment.system.grids.values()
+    return distinct(experiment, (variant for grid in grids for variant in grid(experiment.recipe)))

@@ -1,306 +1,409 @@
-"""Every setting of an experiment, in one frozen dataclass, and the presets that users name.
+"""Every setting of an experiment, in groups; a preset says only how it differs.
 
-The defaults are the paper's values (arXiv 2512.11057, sections 3.2-3.4); a preset says only how it differs. Each
-field belongs to a *part* of the pipeline. A run folder's name is a digest over what differs from the
-defaults in the parts that its content depends on: neither another box threshold nor a setting that is added later
-retrains a network.
+The defaults are the paper's values (arXiv 2512.11057, sections 3.2-3.4). A run folder's name is a digest over what
+differs from the defaults in the groups that its content depends on: neither another box threshold nor a setting that is
+added later retrains a network. It follows that a default never changes its value without a new `runs.FORMAT`, and that
+a renamed setting keeps its old name in `ALIASES`.
 """
 
-import dataclasses
 import difflib
-import math
-import types
-import typing
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from tbkd_utils.errors import TbkdError
-from tbkd_utils.systems.tb.presets import PRESETS
+import pydantic
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from tbkd_utils.errors import SettingsError
 
-class RecipeError(TbkdError, ValueError):
-    """A recipe, a setting or a value that does not exist."""
+DEFAULT_SYSTEM = "tb"
 
+ALIASES = {
+    "monitor": "early_stopping_on",
+    "holdout_fraction": "validation_fraction",
+    "backbone": "network",
+    "normalisation": "normalization",
+    "synthetic_token_rate": "synthetic_marker_rate",
+}
+"""Names of settings before they were renamed, which scripts and old run folders may still use."""
 
-def setting(default: Any, part: str, help: str, *, choices: tuple = (), low: float | None = None,
-             high: float | None = None, above: float | None = None) -> Any:  # fmt: skip
-    """A dataclass field with its part of the pipeline, one line of help and its allowed values."""
-    limits = {"choices": choices, "low": low, "high": high, "above": above}
-    return field(default=default, metadata={"part": part, "help": help, **limits})
+VALUE_ALIASES = {
+    "early_stopping_on": {"val": "test", "holdout": "validation"},
+    "scored_images": {"boxed_and_called_tb": "boxed_and_predicted"},
+}
+"""The same for values."""
 
-
-def checked(spec: dataclasses.Field, hint: Any, value: Any) -> Any:
-    """Returns the value in the field's type, or raises an error that says what was expected."""
-    if typing.get_origin(hint) is tuple:
-        inner = typing.get_args(hint)[0]
-        if isinstance(value, str) or not isinstance(value, list | tuple):
-            raise RecipeError(f"{spec.name} is {value!r}: expected a list of {inner.__name__}.")
-        problems = [problem for entry in value if (problem := _problem(spec, inner, entry))]
-        if problems:
-            raise RecipeError(f"{spec.name} is {value!r}: expected a list of {inner.__name__}; in it, {problems[0]}.")
-        return tuple(inner(entry) for entry in value)
-    problem = _problem(spec, hint, value)
-    if problem:
-        raise RecipeError(f"{spec.name} is {value!r} ({type(value).__name__}): {problem}.")
-    return hint(value)
+REMOVED = ("cam_method", "cam_precision", "cam_compile")
+"""Settings that chose between ways to compute the same heatmaps; old run folders still name them."""
 
 
-def _problem(spec: dataclasses.Field, kind: Any, value: Any) -> str | None:
-    """Says what was expected instead of this value, if anything."""
-    if type(value) is not kind and not (kind is float and type(value) is int):
-        return f"expected {kind.__name__}"
-    limits = types.SimpleNamespace(**spec.metadata)
-    if limits.choices and value not in limits.choices:
-        return f"expected one of {', '.join(map(repr, limits.choices))}"
-    if kind is float and not math.isfinite(value):
-        return "expected a finite number"
-    too_low = limits.low is not None and not value >= limits.low
-    too_high = limits.high is not None and not value <= limits.high
-    if too_low or too_high or (limits.above is not None and not value > limits.above):
-        bounds = [f"above {limits.above:.10g}"] if limits.above is not None else []
-        bounds += [f"at least {limits.low:.10g}"] if limits.low is not None else []
-        bounds += [f"at most {limits.high:.10g}"] if limits.high is not None else []
-        return f"expected a number {' and '.join(bounds)}"
-    return None
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """All settings of one experiment; `Recipe.named` is the usual way to get one.
+Words = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Counts = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_as_tuple)]
+
+
+def _distinct(values: tuple) -> tuple:
+    if not values or len(set(values)) < len(values):
+        raise ValueError("expected at least one value, none of them twice")
+    return values
+
+
+Several = pydantic.AfterValidator(_distinct)
+"""Marks a list of values that an ablation runs over."""
+
+
+class Settings(BaseModel):
+    """A group of settings: checked, frozen, and nothing in it that is not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Data(Settings):
+    """Which radiographs: read from disk, or drawn when no folder is given."""
+
+    train_splits: Annotated[Words, Field(min_length=1)] = Field(("train",), description="splits to train on")
+    test_splits: Annotated[Words, Field(min_length=1)] = Field(
+        ("val",), description="splits to test on; the paper uses val"
+    )
+    partial: bool = Field(False, description="accept a copy in which listed radiographs are absent")
+    drop_duplicates: bool = Field(
+        True, description="leave a training file out if its bytes equal a test file's or an earlier one's"
+    )
+    validation_fraction: float = Field(
+        0.1, gt=0, le=0.5, description="share of the training set kept aside when early_stopping_on is validation"
+    )
+    data_seed: int = Field(
+        0, ge=0, le=2**31, description="seed of the validation split, the order of batches and the augmentation"
+    )
+
+
+class Synthetic(Settings):
+    """The set that is drawn when no folder is given."""
+
+    synthetic_train: Counts = Field((), description="synthetic set: healthy, sick, TB for training")
+    synthetic_val: Counts = Field((), description="synthetic set: healthy, sick, TB for testing")
+    synthetic_size: int = Field(256, ge=64, description="synthetic set: side of an image in pixels")
+    synthetic_marker_rate: float = Field(
+        0.9, ge=0, le=1, description="synthetic set: how often the side marker agrees with the label in train"
+    )
+    synthetic_seed: int = Field(0, ge=0, description="synthetic set: seed of the drawing")
+
+    @pydantic.model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if bool(self.synthetic_train) != bool(self.synthetic_val):
+            raise ValueError("synthetic_train and synthetic_val go together: give counts for both, or for none")
+        return self
+
+
+class Pixels(Settings):
+    """What a network sees of a radiograph during training (paper section 3.2.1)."""
+
+    resize: int = Field(256, ge=8, description="shorter side after resizing, in pixels")
+    crop: int = Field(224, ge=8, description="side of the center crop, the network's input, in pixels")
+
+    @pydantic.model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        if self.crop > self.resize:
+            raise ValueError(f"crop ({self.crop}) is larger than resize ({self.resize}): lower crop")
+        return self
+
+
+class Training(Settings):
+    """How a network is trained (paper section 3.2.2)."""
+
+    network: str = Field("resnet50", description="network of every role that `networks` does not name")
+    networks: dict[str, str] = Field({}, description="networks by role, where they differ, as in {student: resnet18}")
+    weights: str = Field(
+        "imagenet1k_v1", description="imagenet1k_v1, imagenet1k_v2, imagenet, none, or a file of weights"
+    )
+    seed: int = Field(42, ge=0, le=2**31, description="seed of the last layer's initial weights, and of nothing else")
+    randaugment_ops: int = Field(2, ge=0, description="RandAugment: operations per image; 0 switches it off")
+    randaugment_magnitude: int = Field(9, ge=0, le=30, description="RandAugment: magnitude, of 30")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's learning rate")
+    weight_decay: float = Field(1e-4, ge=0, description="Adam's weight decay")
+    batch_size: int = Field(64, ge=1, description="radiographs per step")
+    epochs: int = Field(100, ge=1, description="largest number of epochs")
+    patience: int = Field(10, ge=1, description="stop after this many epochs without a lower loss")
+    early_stopping_on: Literal["test", "validation", "train"] = Field(
+        "test", description="whose loss stops training: test is the paper's choice, and leaks"
+    )
+    keep: Literal["best", "last"] = Field("best", description="which epoch's weights are kept")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", description="arithmetic of training")
+    channels_last: bool = Field(True, description="memory format of images and weights")
+    deterministic: bool = Field(True, description="only operations that repeat bit for bit")
+    label_smoothing: float = Field(
+        0.0, ge=0, le=0.9, description="label smoothing of a network that has no teacher; 0 is the paper's"
+    )
+
+
+class Distillation(Settings):
+    """The student's loss (paper section 3.2.2, equations 1 and 2)."""
+
+    temperature: float = Field(2.0, gt=0, description="T of equation 2")
+    alpha: float = Field(0.75, ge=0, le=1, description="weight of cross-entropy in equation 1")
+    teacher_mode: Literal["eval", "train"] = Field(
+        "eval", description="the frozen teacher's batch norm during distillation"
+    )
+    teacher_trained: bool = Field(
+        True, description="false distills from the teacher as it was before its training: a control"
+    )
+
+
+class Ablation(Settings):
+    """Ablations and controls (paper section 4.4, Table 3, Figures 8 and 9)."""
+
+    temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_as_tuple), Several] = Field(
+        (1.0, 2.0, 3.0, 4.0, 5.0), description="Figure 8: values of T"
+    )
+    alphas: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_as_tuple), Several] = Field(
+        (0.55, 0.65, 0.75, 0.85, 0.95), description="Figure 9: values of alpha"
+    )
+    seeds: Annotated[Counts, Several] = Field((0, 1, 42, 1234), description="Table 3: seeds of the last layer")
+    control_seed_shift: int = Field(
+        10_000, ge=1, le=2**30, description="control: the second teacher's seed is the seed plus this"
+    )
+    control_smoothing: float = Field(
+        0.1, gt=0, le=0.9, description="control: label smoothing of a network without teacher"
+    )
+
+
+class Evaluation(Settings):
+    """The scale at which a trained network is looked at, whatever it was trained at."""
+
+    eval_resize: int = Field(0, ge=0, description="shorter side at evaluation, in pixels; 0: as in training")
+    eval_crop: int = Field(0, ge=0, description="side of the center crop at evaluation, in pixels; 0: as in training")
+
+
+class Heatmaps(Settings):
+    """How heatmaps are made (paper section 3.3)."""
+
+    cam_layer: str = Field("last_stage", description="last_stage, or the dotted name of a layer")
+    cam_relu: bool = Field(True, description="keep only the evidence for the class")
+    cam_flip: bool = Field(False, description="average the map with that of the mirrored radiograph")
+    cam_sizes: Counts = Field((), description="sides of the input, in pixels, whose maps are averaged; empty: the crop")
+
+
+class Scores(Settings):
+    """From heatmaps to boxes and scores (paper sections 3.3 and 3.4)."""
+
+    cam_upsampling: Literal["bilinear", "nearest"] = Field("bilinear", description="from the layer to pixels")
+    scored_images: Literal["boxed", "boxed_and_predicted"] = Field(
+        "boxed",
+        description="test images with a box, whatever the network predicts, or those of them predicted positive",
+    )
+    normalization: Literal["minmax", "max"] = Field("minmax", description="Algorithm 1, line 2")
+    threshold: float = Field(0.5, ge=0, le=1, description="Algorithm 1, line 3, on the normalized heatmap")
+    area: Literal["rectangle", "contour"] = Field("rectangle", description="Algorithm 1, line 7")
+    min_area_quantile: float = Field(
+        0.0, ge=0, le=1, description="Algorithm 1, line 8: this quantile of the training boxes' areas"
+    )
+    no_prediction: Literal["zero", "skip"] = Field(
+        "zero", description="an image without predicted box scores zero or is left out"
+    )
+    average: Literal["image", "box"] = Field("image", description="mIOU averages images, or kept boxes")
+
+
+class Curvature(Settings):
+    """The Hessian of the loss (paper section 3.6 and Tables 1-2, Figure 7)."""
+
+    hessian_samples: int = Field(512, ge=2, description="training radiographs behind the Hessian")
+    hessian_batch_size: int = Field(32, ge=1, description="radiographs per step of a Hessian product")
+    hessian_top: int = Field(10, ge=1, description="Table 1: how many eigenvalues")
+    hessian_probes: int = Field(10, ge=2, description="random probes for trace and density")
+    hessian_steps: int = Field(30, ge=1, description="Lanczos steps of a probe, for the density")
+    hessian_tolerance: float = Field(1e-3, gt=0, le=0.5, description="relative residual of a converged eigenvalue")
+    hessian_sizes: Counts = Field((16, 32, 64, 128, 256), description="sample sizes that are compared")
+    hessian_draws: int = Field(3, ge=2, description="samples drawn per size")
+    hessian_size_probes: int = Field(8, ge=2, description="probes for the trace of each of those")
+    pyhessian_iterations: int = Field(100, ge=2, description="PyHessian's maxIter; 100 is its default")
+    landscape_reach: float = Field(0.5, gt=0, description="largest relative step along a direction")
+    landscape_points: int = Field(21, ge=3, description="steps along a direction")
+    landscape_radius: float = Field(0.1, gt=0, description="relative step of the loss rise")
+    landscape_draws: int = Field(10, ge=2, description="random directions of the loss rise")
+
+
+class Statistics(Settings):
+    """Uncertainty."""
+
+    resamples: int = Field(2000, ge=100, description="bootstrap resamples behind an interval")
+    statistics_seed: int = Field(0, ge=0, description="seed of resampling")
+
+
+class Execution(Settings):
+    """How the work is done; none of it changes a network."""
+
+    threads: int = Field(0, ge=0, description="CPU threads of torch; 0: its own choice. The last digits depend on it")
+    workers: int = Field(0, ge=0, description="processes that load images; results do not depend on it")
+    eval_batch_size: int = Field(32, ge=1, description="radiographs per step outside training")
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="auto, cpu, gpu")
+
+
+class Recipe(Settings):
+    """All settings of one experiment; `system.named_recipe` is the usual way to get one.
+
+    A system with settings of its own subclasses this with further groups. A setting's name is unique over all groups,
+    so that overrides are flat: `recipe.changed(temperature=3.0)` changes `recipe.distillation.temperature`.
 
     Raises:
-        RecipeError: If a value has the wrong type or lies outside its range.
+        SettingsError: If a value has the wrong type or lies outside its range.
     """
 
-    name: str = setting("paper", "label", "name of the preset, and of the folder under runs/")
+    name: str = "paper"
+    system: str = DEFAULT_SYSTEM
+    data: Data = Data()
+    synthetic: Synthetic = Synthetic()
+    pixels: Pixels = Pixels()
+    training: Training = Training()
+    distillation: Distillation = Distillation()
+    ablation: Ablation = Ablation()
+    evaluation: Evaluation = Evaluation()
+    heatmaps: Heatmaps = Heatmaps()
+    scores: Scores = Scores()
+    curvature: Curvature = Curvature()
+    statistics: Statistics = Statistics()
+    execution: Execution = Execution()
 
-    # Which radiographs: read from disk, or drawn when no folder is given.
-    train_splits: tuple[str, ...] = setting(("train",), "data", "splits to train on")
-    test_splits: tuple[str, ...] = setting(("val",), "data", "splits to test on; the paper uses val")
-    partial: bool = setting(False, "data", "accept a copy in which listed radiographs are absent")
-    drop_duplicates: bool = setting(
-        True, "data", "leave a training file out if its bytes equal a test file's or an earlier one's"
-    )
-    holdout_fraction: float = setting(
-        0.1, "data", "share of the training set kept aside when monitor is holdout", above=0.0, high=0.5
-    )
-    data_seed: int = setting(
-        0, "data", "seed of the hold-out, the order of batches and the augmentation", low=0, high=2**31
-    )
-    synthetic_train: tuple[int, ...] = setting((), "synthetic", "synthetic set: healthy, sick, TB for training")
-    synthetic_val: tuple[int, ...] = setting((), "synthetic", "synthetic set: healthy, sick, TB for testing")
-    synthetic_size: int = setting(256, "synthetic", "synthetic set: side of an image in pixels", low=64)
-    synthetic_token_rate: float = setting(
-        0.9, "synthetic", "synthetic set: how often the corner token agrees with the label in train", low=0, high=1
-    )
-    synthetic_seed: int = setting(0, "synthetic", "synthetic set: seed of the drawing", low=0)
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
 
-    # Pixels (paper section 3.2.1).
-    resize: int = setting(256, "pixels", "shorter side after resizing, in pixels", low=8)
-    crop: int = setting(224, "pixels", "side of the centre crop, the network's input, in pixels", low=8)
+    @property
+    def label(self) -> str:
+        """Names the folders of its runs and figures: the preset, behind the system where that is not the first one."""
+        return self.name if self.system == DEFAULT_SYSTEM else f"{self.system}-{self.name}"
 
-    # Training (paper section 3.2.2).
-    backbone: str = setting("resnet50", "training", "network of teacher and student alike")
-    weights: str = setting(
-        "imagenet1k_v1", "training", "imagenet1k_v1, imagenet1k_v2, imagenet, none, or a file of weights"
-    )
-    seed: int = setting(
-        42, "training", "seed of the last layer's initial weights, and of nothing else", low=0, high=2**31
-    )
-    randaugment_ops: int = setting(2, "training", "RandAugment: operations per image; 0 switches it off", low=0)
-    randaugment_magnitude: int = setting(9, "training", "RandAugment: magnitude, of 30", low=0, high=30)
-    learning_rate: float = setting(1e-3, "training", "Adam's learning rate", above=0)
-    weight_decay: float = setting(1e-4, "training", "Adam's weight decay", low=0)
-    batch_size: int = setting(64, "training", "radiographs per step", low=1)
-    epochs: int = setting(100, "training", "largest number of epochs", low=1)
-    patience: int = setting(10, "training", "stop after this many epochs without a lower loss", low=1)
-    monitor: str = setting(
-        "val",
-        "training",
-        "whose loss stops training: val is the test set, as in the paper, and leaks",
-        choices=("val", "holdout", "train"),
-    )
-    keep: str = setting("best", "training", "which epoch's weights are kept", choices=("best", "last"))
-    precision: str = setting(
-        "32-true",
-        "training",
-        "arithmetic of training; auto: the fastest of 32-true and bf16-mixed, measured before the first epoch",
-        choices=("32-true", "bf16-mixed", "16-mixed", "auto"),
-    )
-    channels_last: bool = setting(True, "training", "memory format of images and weights")
-    deterministic: bool = setting(True, "training", "only operations that repeat bit for bit")
-    label_smoothing: float = setting(
-        0.0, "training", "label smoothing of a network that has no teacher; 0 is the paper's", low=0, high=0.9
-    )
+    @property
+    def evaluation_scale(self) -> tuple[int, int]:
+        """Resize and crop at which a trained network is looked at, in pixels.
 
-    # Distillation (paper section 3.2.2, equations 1 and 2).
-    temperature: float = setting(2.0, "distillation", "T of equation 2", above=0)
-    alpha: float = setting(0.75, "distillation", "weight of cross-entropy in equation 1", low=0, high=1)
-    teacher_mode: str = setting(
-        "eval",
-        "distillation",
-        "the frozen teacher's batch norm during distillation",
-        choices=("eval", "train"),
-    )
-    teacher_trained: bool = setting(
-        True, "distillation", "false distils from the teacher as it was before its training: a control"
-    )
+        Raises:
+            SettingsError: If the crop does not fit.
+        """
+        resize = self.evaluation.eval_resize or self.pixels.resize
+        crop = self.evaluation.eval_crop or self.pixels.crop
+        if crop > resize:
+            raise SettingsError(
+                f"The crop at evaluation ({crop}) is larger than the resized image ({resize}): set eval_resize and "
+                "eval_crop together."
+            )
+        return resize, crop
 
-    # Ablations and controls (paper section 4.4, Table 3, Figures 8 and 9).
-    temperatures: tuple[float, ...] = setting((1.0, 2.0, 3.0, 4.0, 5.0), "ablation", "Figure 8: values of T", above=0)
-    alphas: tuple[float, ...] = setting(
-        (0.55, 0.65, 0.75, 0.85, 0.95), "ablation", "Figure 9: values of alpha", low=0, high=1
-    )
-    seeds: tuple[int, ...] = setting((0, 1, 42, 1234), "ablation", "Table 3: seeds of the last layer", low=0)
-    control_seed_shift: int = setting(
-        10_000, "ablation", "control: the second teacher's seed is the seed plus this", low=1, high=2**30
-    )
-    control_smoothing: float = setting(
-        0.1, "ablation", "control: label smoothing of a network without teacher", above=0, high=0.9
-    )
+    @property
+    def evaluation_zoom(self) -> float:
+        """How many times as large an area is at the scale of evaluation as at that of training."""
+        return (self.evaluation_scale[0] / self.pixels.resize) ** 2
 
-    # Heatmaps, boxes and scores (paper sections 3.3 and 3.4).
-    cam_layer: str = setting("last_stage", "heatmaps", "last_stage, or the dotted name of a layer")
-    cam_relu: bool = setting(True, "heatmaps", "keep only the evidence for TB")
-    cam_method: str = setting(
-        "auto",
-        "heatmaps",
-        "auto: without a backward pass where that is exact; captum: always with one",
-        choices=("auto", "captum"),
-    )
-    cam_precision: str = setting(
-        "float32", "heatmaps", "arithmetic of the forward pass", choices=("float32", "bfloat16")
-    )
-    cam_compile: bool = setting(False, "heatmaps", "compile the forward pass first: pays for thousands of radiographs")
-    cam_upsampling: str = setting("bilinear", "scores", "from the layer to pixels", choices=("bilinear", "nearest"))
-    scored_images: str = setting(
-        "boxed",
-        "scores",
-        "test images with a box, whatever the network predicts, or those of them called TB",
-        choices=("boxed", "boxed_and_called_tb"),
-    )
-    normalisation: str = setting("minmax", "scores", "Algorithm 1, line 2", choices=("minmax", "max"))
-    threshold: float = setting(0.5, "scores", "Algorithm 1, line 3, on the normalised heatmap", low=0, high=1)
-    area: str = setting("rectangle", "scores", "Algorithm 1, line 7", choices=("rectangle", "contour"))
-    min_area_quantile: float = setting(
-        0.0, "scores", "Algorithm 1, line 8: this quantile of the training boxes' areas", low=0, high=1
-    )
-    no_prediction: str = setting(
-        "zero",
-        "scores",
-        "an image without predicted box scores zero or is left out",
-        choices=("zero", "skip"),
-    )
-    average: str = setting("image", "scores", "mIOU averages images, or kept boxes", choices=("image", "box"))
+    @property
+    def resampling(self) -> dict[str, Any]:
+        """Resamples and seed of a bootstrap, as `metrics.statistics` takes them."""
+        return {"resamples": self.statistics.resamples, "seed": self.statistics.statistics_seed}
 
-    # Curvature (paper section 3.6 and Tables 1-2, Figure 7).
-    hessian_samples: int = setting(512, "curvature", "training radiographs behind the Hessian", low=2)
-    hessian_batch_size: int = setting(32, "curvature", "radiographs per step of a Hessian product", low=1)
-    hessian_top: int = setting(10, "curvature", "Table 1: how many eigenvalues", low=1)
-    hessian_probes: int = setting(10, "curvature", "random probes for trace and density", low=2)
-    hessian_steps: int = setting(30, "curvature", "Lanczos steps of a probe, for the density", low=1)
-    hessian_tolerance: float = setting(
-        1e-3, "curvature", "relative residual of a converged eigenvalue", above=0, high=0.5
-    )
-    hessian_sizes: tuple[int, ...] = setting((16, 32, 64, 128, 256), "curvature", "sample sizes that are compared")
-    hessian_draws: int = setting(3, "curvature", "samples drawn per size", low=2)
-    hessian_size_probes: int = setting(8, "curvature", "probes for the trace of each of those", low=2)
-    pyhessian_iterations: int = setting(100, "curvature", "PyHessian's maxIter; 100 is its default", low=2)
-    landscape_reach: float = setting(0.5, "curvature", "largest relative step along a direction", above=0)
-    landscape_points: int = setting(21, "curvature", "steps along a direction", low=3)
-    landscape_radius: float = setting(0.1, "curvature", "relative step of the loss rise", above=0)
-    landscape_draws: int = setting(10, "curvature", "random directions of the loss rise", low=2)
-
-    # Uncertainty, and how the work is done; none of this changes a network.
-    resamples: int = setting(2000, "statistics", "bootstrap resamples behind an interval", low=100)
-    statistics_seed: int = setting(0, "statistics", "seed of resampling", low=0)
-    threads: int = setting(
-        0, "execution", "CPU threads of torch; 0: its own choice. The last digits depend on it", low=0
-    )
-    workers: int = setting(0, "execution", "processes that load images; results do not depend on it", low=0)
-    eval_batch_size: int = setting(32, "execution", "radiographs per step outside training", low=1)
-    accelerator: str = setting("auto", "execution", "auto, cpu, gpu", choices=("auto", "cpu", "gpu", "mps"))
-
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for spec in dataclasses.fields(self):
-            object.__setattr__(self, spec.name, checked(spec, hints[spec.name], getattr(self, spec.name)))
-        for spec_name in ("synthetic_train", "synthetic_val"):
-            counts = getattr(self, spec_name)
-            if counts and (len(counts) != 3 or min(counts) < 0):
-                raise RecipeError(f"{spec_name} is {counts}: expected three counts (healthy, sick, TB), none negative.")
-        if bool(self.synthetic_train) != bool(self.synthetic_val):
-            raise RecipeError("synthetic_train and synthetic_val go together: give three counts for both, or for none.")
-        for spec_name in ("train_splits", "test_splits"):
-            if not getattr(self, spec_name):
-                raise RecipeError(f"{spec_name} is empty: expected at least one split.")
-        for spec_name in ("temperatures", "alphas", "seeds"):
-            values = getattr(self, spec_name)
-            if not values or len(set(values)) < len(values):
-                raise RecipeError(f"{spec_name} is {list(values)}: expected at least one value, none of them twice.")
-        if self.crop > self.resize:
-            raise RecipeError(f"crop ({self.crop}) is larger than resize ({self.resize}): lower crop.")
+    @property
+    def resampling_of_tests(self) -> dict[str, Any]:
+        """The same of a permutation test, whose small p values need more of them."""
+        return {"resamples": 5 * self.statistics.resamples, "seed": self.statistics.statistics_seed}
 
     @classmethod
-    def named(cls, name: str, /, **overrides: Any) -> Self:
-        """Returns a preset, with any field overridden.
+    def group_of(cls) -> dict[str, str]:
+        """Returns setting -> group, in the order of declaration."""
+        return {
+            setting: group
+            for group, field in cls.model_fields.items()
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
+            for setting in field.annotation.model_fields
+        }
+
+    @classmethod
+    def build(cls, name: str, values: Mapping[str, Any], system: str = DEFAULT_SYSTEM) -> Self:
+        """Returns a recipe with some settings other than the defaults.
 
         Args:
-            name: One of `PRESETS`: `smoke`, `demo`, `laptop`, `paper`.
-            **overrides: Fields of the recipe and their values.
+            name: Of the preset that it is called by.
+            values: Setting to value, flat; names from before a renaming are understood.
+            system: The system that it belongs to.
 
         Raises:
-            RecipeError: If the preset or a field does not exist, or a value is out of range.
+            SettingsError: If a setting does not exist, is given twice, or has an impossible value.
         """
-        if name not in PRESETS:
-            raise RecipeError(f"There is no recipe '{name}': expected one of {', '.join(PRESETS)}.")
-        known = [spec.name for spec in dataclasses.fields(cls) if spec.name != "name"]
-        for key in overrides:
-            if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
+        groups: dict[str, dict[str, Any]] = {}
+        group_of = cls.group_of()
+        for key, value in renamed(values).items():
+            if key not in group_of:
+                close = difflib.get_close_matches(key, group_of, n=1)
                 hint = f" Did you mean '{close[0]}'?" if close else ""
-                raise RecipeError(f"A recipe has no setting '{key}'.{hint} `tbkd recipes {name}` lists all settings.")
-        return cls(**{"name": name, **PRESETS[name], **overrides})
-
-    def part(self, *parts: str) -> dict[str, Any]:
-        """Returns the settings that belong to the given parts of the pipeline, as plain JSON values.
-
-        Raises:
-            RecipeError: If there is no such part; a digest over fewer settings than meant would mix up runs.
-        """
-        unknown = set(parts) - {spec.metadata["part"] for spec in dataclasses.fields(self)}
-        if unknown:
-            raise RecipeError(f"A recipe has no part {', '.join(map(repr, sorted(unknown)))}.")
-        chosen = [spec for spec in dataclasses.fields(self) if spec.metadata["part"] in parts]
-        values = {spec.name: getattr(self, spec.name) for spec in chosen}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-    def differences(self, *parts: str) -> dict[str, Any]:
-        """Returns those settings of the given parts that are not the defaults: what names a run folder.
-
-        So a setting that is added later, at the value that was meant before, renames nothing. It follows that a default
-        never changes its value without a new `runs.FORMAT`.
-
-        Raises:
-            RecipeError: If there is no such part.
-        """
-        default = type(self)().part(*parts)
-        return {key: value for key, value in self.part(*parts).items() if value != default[key]}
+                raise SettingsError(f"A recipe has no setting '{key}'.{hint} `tbkd recipes {name}` lists all settings.")
+            groups.setdefault(group_of[key], {})[key] = value
+        built: dict[str, Any] = {}
+        for group, given in groups.items():
+            kind = cls.model_fields[group].annotation
+            default = cls.model_fields[group].default
+            assert isinstance(kind, type)
+            built[group] = _checked(kind, default.model_dump() | given)
+        return cls(name=name, system=system, **built)
 
     def changed(self, **changes: Any) -> Self:
-        """Returns a copy with some fields changed, checked like a new recipe."""
-        overrides = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)} | changes
-        return type(self).named(overrides.pop("name"), **overrides)
+        """Returns a copy with some settings changed, checked like a new recipe."""
+        return type(self).build(self.name, self.flat() | renamed(changes), self.system)
 
-    def overrides(self) -> dict[str, Any]:
-        """Returns the fields that differ from the preset, as plain JSON values."""
-        preset = type(self).named(self.name)
-        changed = {s.name: getattr(self, s.name) for s in dataclasses.fields(self)}
-        changed = {key: value for key, value in changed.items() if value != getattr(preset, key)}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()}
+    def flat(self, *groups: str) -> dict[str, Any]:
+        """Returns the settings of the given groups, of all if none is given, as plain JSON values.
+
+        Raises:
+            SettingsError: If there is no such group; a digest over fewer settings than meant would mix up runs.
+        """
+        group_of = self.group_of()
+        unknown = set(groups) - set(group_of.values())
+        if unknown:
+            raise SettingsError(f"A recipe has no group {', '.join(map(repr, sorted(unknown)))}.")
+        wanted = {group for group in group_of.values() if not groups or group in groups}
+        dumped = {group: getattr(self, group).model_dump(mode="json") for group in wanted}
+        return {key: dumped[group][key] for key, group in group_of.items() if group in wanted}
+
+    def differences(self, *groups: str) -> dict[str, Any]:
+        """Returns those settings of the given groups that are not the defaults: what names a run folder.
+
+        Raises:
+            SettingsError: If there is no such group.
+        """
+        default = type(self)().flat(*groups)
+        return {key: value for key, value in self.flat(*groups).items() if value != default[key]}
 
     def settings(self) -> list[tuple[str, str, Any, str]]:
-        """Returns (part, name, value, help) of every field, in order, for showing."""
-        return [
-            (s.metadata["part"], s.name, getattr(self, s.name), s.metadata["help"]) for s in dataclasses.fields(self)
-        ]
+        """Returns (group, name, value, meaning) of every setting, in order, for showing."""
+        rows = []
+        for name, group in self.group_of().items():
+            settings = getattr(self, group)
+            meaning = type(settings).model_fields[name].description or ""
+            rows.append((group, name, getattr(settings, name), meaning))
+        return rows
+
+
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings, and values, under their present names.
+
+    Raises:
+        SettingsError: If a setting is given under both its names.
+    """
+    renamed: dict[str, Any] = {}
+    for key, value in values.items():
+        now = ALIASES.get(key, key)
+        if now in renamed:
+            raise SettingsError(f"'{key}' is an earlier name of the setting '{now}', which is given too: give one.")
+        known = VALUE_ALIASES.get(now, {})
+        renamed[now] = known.get(value, value) if isinstance(value, str) else value
+    return renamed
+
+
+def _checked(kind: type[Settings], values: Mapping[str, Any]) -> Settings:
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        said = first["msg"].removeprefix("Value error, ")
+        said = said[:1].lower() + said[1:]
+        if not name:  # a rule between settings
+            raise SettingsError(f"{said}.") from None
+        given = values[name]
+        raise SettingsError(f"{name} is {given!r} ({type(given).__name__}): {said}.") from None

@@ -1,120 +1,148 @@
-"""The series and the grid behind its ablations, through papermill; what is done is not done again."""
+"""The series of a system's notebooks and the grid behind its ablations; what is done is not done again."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 from tqdm import tqdm
 
 import tbkd_utils
+from tbkd_utils.errors import NotebookError
 from tbkd_utils.experiments.executors import Inline, threads_each
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.grid import (
-    STUDENT,
-    TEACHER,
-    Cell,
-    all_cells,
-    alpha_cells,
-    control_cells,
-    distinct,
-    seed_cells,
-    temperature_cells,
-)
-from tbkd_utils.experiments.notebooks import TRAINS, NotebookError, Outcome, Step, execute
+from tbkd_utils.experiments.grid import all_variants, changes, distinct, identity, within
+from tbkd_utils.experiments.notebooks import NotebookTask, Outcome, Task, TrainingTask, execute, metadata
+from tbkd_utils.experiments.recipe import DEFAULT_SYSTEM
+from tbkd_utils.experiments.system import Variant
 from tbkd_utils.runs import read_json, write_json, write_text
 
-TRAINED_BY = {role: number for number, role in TRAINS.items()}
+
+@dataclass(frozen=True)
+class Step:
+    """A task, and what has to be done before it.
+
+    Attributes:
+        task: What is done.
+        after: Names of the steps that have to be done first.
+    """
+
+    task: Task
+    after: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """How it is called in messages."""
+        return self.task.name
 
 
-def series(folder: Path | None = None) -> list[Path]:
-    """Returns the numbered notebooks in order.
+def notebook_folder() -> Path:
+    """Returns the folder of the project's own notebooks."""
+    return Path(tbkd_utils.__file__).resolve().parent.parent / "notebooks"
+
+
+def find_notebooks(folder: Path | None = None, system: str = DEFAULT_SYSTEM, only: Sequence[str] = ()) -> list[Path]:
+    """Returns the numbered notebooks of a system in order.
 
     Args:
-        folder: Where they are; None for the `notebooks` folder beside this package.
+        folder: Where they are; None for the project's own.
+        system: Which system's, by the notebooks' own metadata.
+        only: Beginnings of names, such as `04`; empty for all.
 
     Raises:
-        NotebookError: If there are none.
+        NotebookError: If there are none, or one of `only` fits none.
     """
-    folder = folder if folder is not None else Path(tbkd_utils.__file__).resolve().parent.parent / "notebooks"
-    found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
+    folder = folder if folder is not None else notebook_folder()
+    found = [path for path in sorted(folder.glob("[0-9][0-9]_*.ipynb")) if metadata(path)["system"] == system]
     if not found:
         raise NotebookError(
-            f"{folder}: there are no notebooks here. Clone the whole repository and install from it, or name the "
-            "folder with --notebooks."
+            f"{folder}: there are no notebooks of the system '{system}' here. Clone the whole repository and install "
+            "from it, or name the folder with --notebooks."
         )
-    return found
+    for start in only:
+        if not any(path.stem.startswith(start) for path in found):
+            raise NotebookError(f"No notebook begins with '{start}': expected {', '.join(p.stem for p in found)}.")
+    return [path for path in found if not only or path.stem.startswith(tuple(only))]
 
 
-def plan(experiment: Experiment, notebooks: Path | None = None, *, jobs: int = 1) -> list[Step]:
-    """Returns every step of the series in order, the cells of the grid before the notebooks that gather them.
+def plan(
+    experiment: Experiment, notebooks: Path | None = None, *, jobs: int = 1, only: Sequence[str] = ()
+) -> list[Step]:
+    """Returns every step of the series in order, the trainings of a grid before the notebooks that gather them.
+
+    What a notebook needs stands in its own metadata; see `notebooks.metadata`.
 
     Args:
         experiment: Recipe, data and output folder.
         notebooks: The folder of the notebooks; None for the project's own.
         jobs: Steps at a time on this machine; each gets its share of the CPU threads unless the recipe says how many.
+        only: Beginnings of the names of notebooks to run; empty for all.
     """
-    if jobs > 1 and not experiment.recipe.threads:
+    if jobs > 1 and not experiment.recipe.execution.threads:
         experiment = experiment.changed(threads=threads_each(jobs))
-    paths, recipe = series(notebooks), experiment.recipe
-    cells = {step.name: step for step in cell_steps(experiment, all_cells(recipe), paths)}
-    names = _names(experiment, all_cells(recipe), paths)
-    gathers = {
-        "06": seed_cells(recipe),
-        "07": temperature_cells(recipe),
-        "08": alpha_cells(recipe),
-        "09": seed_cells(recipe) + control_cells(recipe),
-    }
+    paths = find_notebooks(notebooks, experiment.recipe.system, only)
+    said = {path: metadata(path) for path in paths}
+    trained_by = {entry["trains"]: path.stem for path, entry in said.items() if "trains" in entry}
+    trainings = {step.name: step for step in training_steps(experiment, all_variants(experiment), trained_by)}
     steps: list[Step] = []
     for path in paths:
-        number = path.stem[:2]
-        needed = [names[cell.identity] for cell in gathers.get(number, ()) if names]
-        steps += [cells.pop(name) for name in needed if name in cells]
-        before = steps[-1:]  # by default a notebook needs the one before it
-        if number == "10":
-            before = steps
-        elif number in ("04", "05", *gathers) and names:
-            before = [step for step in steps if step.notebook.stem[:2] == TRAINED_BY[STUDENT] and not step.cell]
-        steps.append(Step(path.stem, path, experiment, tuple(dict.fromkeys([*(s.name for s in before), *needed]))))
+        entry = said[path]
+        variants = [v for grid in entry.get("grid", ()) for v in _grid(experiment, path, grid)]
+        gathered = [_name(experiment, variant, trained_by) for variant in variants]
+        steps += [trainings.pop(name) for name in dict.fromkeys(gathered) if name in trainings]
+        needs = [trained_by[role] for role in entry.get("needs", ()) if trained_by.get(role, path.stem) != path.stem]
+        before = [step.name for step in steps] if entry.get("after") == "all" else [*needs, *gathered]
+        steps.append(Step(NotebookTask.of(path, experiment), tuple(dict.fromkeys(before))))
     return steps
 
 
-def cell_steps(experiment: Experiment, cells: Iterable[Cell], notebooks: Sequence[Path] | None = None) -> list[Step]:
-    """Returns a step for each cell of the grid that is not the experiment's own teacher or student.
+def training_steps(
+    experiment: Experiment, variants: Iterable[Variant], trained_by: dict[str, str] | None = None
+) -> list[Step]:
+    """Returns a step for each network of a grid; a student comes after its teacher's step, where there is one.
 
-    A student comes after its teacher's step, where there is one.
+    Args:
+        experiment: Recipe, data and output folder.
+        variants: The networks.
+        trained_by: Role to the notebook that trains the experiment's own network of it, which gets no step here.
     """
-    cells = distinct(cells)
-    paths = {path.stem[:2]: path for path in (notebooks if notebooks is not None else series())}
-    names = _names(experiment, cells, list(paths.values()))
+    trained_by, variants = trained_by or {}, distinct(experiment, variants)
+    names = {identity(experiment, variant): _name(experiment, variant, trained_by) for variant in variants}
     steps = []
-    for cell in cells:
-        name = names.get(cell.identity)
-        if name is None or "(" not in name:
+    for variant in variants:
+        name, inside = names[identity(experiment, variant)], within(experiment, variant)
+        if name in trained_by.values():
             continue
-        needed = Cell(TEACHER, cell.value, cell.recipe) if cell.role == STUDENT and cell.arm == STUDENT else None
-        teacher = names.get(needed.identity) if needed else None
-        after = tuple(name for name in (paths["01"].stem if "01" in paths else None, teacher) if name)
-        steps.append(Step(name, paths[TRAINED_BY[cell.role]], cell.within(experiment), after, cell=True))
+        teacher = inside.role(variant.role).teacher
+        after: tuple[str, ...] = ()
+        if teacher is not None and inside.recipe.distillation.teacher_trained:
+            needed = Variant(teacher, teacher, variant.value, variant.recipe)
+            known = names.get(identity(experiment, needed), _name(experiment, needed, trained_by))
+            after = (known,)
+        run = inside.run_at(variant.role, inside.training_settings(variant.role))
+        task = TrainingTask(name, variant.role, inside.recipe, experiment.out, experiment.data, run)
+        steps.append(Step(task, after))
     return steps
 
 
-def _names(experiment: Experiment, cells: Iterable[Cell], paths: Sequence[Path]) -> dict[tuple, str]:
-    """The name of the step that trains each cell, by the cell's identity; none without notebooks 02 and 03."""
-    by_number = {path.stem[:2]: path for path in paths}
-    if not set(TRAINS) <= set(by_number):
-        return {}
-    own, names = experiment.recipe, {}
-    for cell in cells:
-        changes = {
-            key: value
-            for key, value in cell.recipe.part("training", "distillation").items()
-            if value != getattr(own, key) and (key, value) in cell.identity
-        }
-        stem = by_number[TRAINED_BY[cell.role]].stem
-        varied = ", ".join(f"{key}={value}" for key, value in changes.items())
-        names[cell.identity] = f"{stem} ({varied})" if changes else stem
-    return names
+def _grid(experiment: Experiment, notebook: Path, name: str) -> list[Variant]:
+    grids = experiment.system.grids
+    if name not in grids:
+        raise NotebookError(
+            f"{notebook}: gathers the grid '{name}', which the system '{experiment.recipe.system}' does not have: "
+            f"expected {', '.join(grids) or 'none'}."
+        )
+    return grids[name](experiment.recipe)
+
+
+def _name(experiment: Experiment, variant: Variant, trained_by: dict[str, str]) -> str:
+    """The name of the step that trains a network: a notebook's for the experiment's own, else by what differs."""
+    changed = changes(experiment, variant)
+    if not changed and variant.role in trained_by:
+        return trained_by[variant.role]
+    differs = ", ".join(f"{key}={value}" for key, value in changed.items())
+    return f"{variant.role} ({differs})" if differs else variant.role
 
 
 def run(
@@ -125,14 +153,14 @@ def run(
     announce: Callable[[str], None] = lambda line: None,
     progress: bool = False,
 ) -> list[Outcome]:
-    """Executes steps, each as soon as those before it are done; a failure stops only what depends on it.
+    """Does steps, each as soon as those before it are done; a failure stops only what depends on it.
 
     Args:
-        steps: What to execute; a step's `after` names steps of this list, other names count as done.
+        steps: What to do; a step's `after` names steps of this list, other names count as done.
         executor: Anything with the interface of `concurrent.futures`; None for one step at a time in this process.
         at_a_time: Steps handed to the executor at a time; None for all that are ready.
         announce: Called with a line when a step starts and when it ends.
-        progress: Whether to show the notebooks' own progress bars.
+        progress: Whether to show the steps' own progress bars.
 
     Returns:
         One outcome per step, in the order of the steps.
@@ -152,13 +180,12 @@ def run(
                 announce(f"{step.name}: not run, since it needs {lost[0]}")
             elif all(name in outcomes for name in before) and (at_a_time is None or len(running) < at_a_time):
                 waiting.remove(step)
-                task = step.task
-                if task.done:
-                    outcomes[step.name] = Outcome(step.name, task.path, "already done")
+                if step.task.done:
+                    outcomes[step.name] = Outcome(step.name, step.task.path, "already done")
                     announce(f"{step.name}: already done")
                 else:
                     announce(f"{step.name}: running")
-                    running[executor.submit(execute, task, progress)] = step
+                    running[executor.submit(execute, step.task, progress)] = step
         finished, _ = wait(running, return_when=FIRST_COMPLETED) if running else (set(), None)
         for future in finished:
             step = running.pop(future)
@@ -174,10 +201,11 @@ def reproduce(
     executor: Executor | None = None,
     *,
     jobs: int | None = 1,
+    only: Sequence[str] = (),
     announce: Callable[[str], None] = lambda line: None,
     progress: bool = False,
 ) -> list[Outcome]:
-    """Executes the series and its grid, each notebook with this experiment's parameters.
+    """Executes a system's series and its grid, each notebook with this experiment's parameters.
 
     A notebook is skipped if its source, the package, the settings and the data are those of an earlier execution and
     the figures it wrote are still there.
@@ -185,33 +213,34 @@ def reproduce(
     Args:
         experiment: Recipe, data and output folder.
         notebooks: The folder of the notebooks; None for the project's own.
-        executor: Where; None for one notebook at a time in this process.
-        jobs: Notebooks at a time; None for as many as the executor takes.
-        announce: Called with a line when a notebook starts and when it ends.
-        progress: Whether to show the notebooks' own progress bars.
+        executor: Where; None for one step at a time in this process.
+        jobs: Steps at a time; None for as many as the executor takes.
+        only: Beginnings of the names of notebooks to run; empty for all.
+        announce: Called with a line when a step starts and when it ends.
+        progress: Whether to show the steps' own progress bars.
 
     Returns:
         One outcome per step.
 
     Raises:
-        NotebookError: After everything that could be done, if a notebook failed: names each and its cell.
+        NotebookError: After everything that could be done, if a step failed: names each and its cell.
     """
     note_dataset(experiment, announce)
-    outcomes = run(plan(experiment, notebooks, jobs=jobs or 1), executor, at_a_time=jobs, announce=announce,
-                   progress=progress)  # fmt: skip
+    steps = plan(experiment, notebooks, jobs=jobs or 1, only=only)
+    outcomes = run(steps, executor, at_a_time=jobs, announce=announce, progress=progress)
     raise_failures(outcomes)
     return outcomes
 
 
-def run_cells(experiment: Experiment, cells: Iterable[Cell]) -> None:
-    """Executes those cells of the grid that are not done, one after the other, with a progress bar; for notebooks.
+def train_variants(experiment: Experiment, variants: Iterable[Variant]) -> None:
+    """Trains those networks of a grid that are not trained, one after the other, with a progress bar; for notebooks.
 
     Raises:
-        NotebookError: After everything that could be done, if a cell failed.
+        NotebookError: After everything that could be done, if one failed.
     """
-    steps = [step for step in cell_steps(experiment, cells) if not step.done]
+    steps = [step for step in training_steps(experiment, variants) if not step.task.done]
     if steps:
-        with tqdm(total=len(steps), desc="grid", unit="cell") as bar:
+        with tqdm(total=len(steps), desc="grid", unit="network") as bar:
 
             def announce(line: str) -> None:
                 bar.set_postfix_str(line) if line.endswith("running") else bar.update()
@@ -224,7 +253,7 @@ def raise_failures(outcomes: Sequence[Outcome]) -> None:
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if failed:
         left = sum(outcome.state == "not run" for outcome in outcomes)
-        count = f"{len(failed)} of {len(outcomes)} notebooks failed"
+        count = f"{len(failed)} of {len(outcomes)} steps failed"
         count += f", {left} that need them were not run" if left else ""
         messages = "\n".join(f"- {outcome.name}: {outcome.message}" for outcome in failed)
         raise NotebookError(f"{count}; the rest is done and will not be done again.\n{messages}")
@@ -252,10 +281,13 @@ def keep_outputs(outcomes: Sequence[Outcome], notebooks: Path | None = None) -> 
         outcomes: What `reproduce` returned.
         notebooks: The folder of the notebooks; None for the project's own.
     """
-    executed = {outcome.name: outcome.path for outcome in outcomes}
-    for path in series(notebooks):
+    folder = notebooks if notebooks is not None else notebook_folder()
+    for outcome in outcomes:
+        path = folder / f"{outcome.name}.ipynb"
+        if not path.is_file():
+            continue  # a training
         notebook = nbformat.read(path, as_version=4)
-        ran = {cell["id"]: cell for cell in nbformat.read(executed[path.stem], as_version=4).cells}
+        ran = {cell["id"]: cell for cell in nbformat.read(outcome.path, as_version=4).cells}
         for number, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), start=1):
             cell.outputs, cell.execution_count = ran[cell["id"]].outputs, number
             for output in cell.outputs:

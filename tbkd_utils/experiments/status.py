@@ -1,18 +1,25 @@
-"""What of the series and its grid is done, running, failed and waiting, as found on disk; and the time left."""
+"""What of a series and its grid is done, running, failed and waiting, as found on disk; and the time left."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.notebooks import FAILED, RECORD, TRAINS, state_of
+from tbkd_utils.experiments.notebooks import FAILED, RECORD, NotebookTask, Task, state_of
 from tbkd_utils.experiments.series import plan
 from tbkd_utils.models.checkpoints import ENVIRONMENT, PROGRESS
-from tbkd_utils.runs import read_json
+from tbkd_utils.runs import Run, read_json
 
 
-def status(experiment: Experiment, notebooks: Path | None = None) -> pd.DataFrame:
+def step_states(experiment: Experiment, notebooks: Path | None = None, only: Sequence[str] = ()) -> pd.DataFrame:
     """Looks at every step of the series and its grid.
+
+    Args:
+        experiment: Recipe, data and output folder.
+        notebooks: The folder of the notebooks; None for the project's own.
+        only: Beginnings of the names of notebooks; empty for all.
 
     Returns:
         One row per step: step, state (`done`, `running`, `failed`, `waiting`), seconds (taken, if done; else the
@@ -20,24 +27,33 @@ def status(experiment: Experiment, notebooks: Path | None = None) -> pd.DataFram
         note (the epoch that a training has reached, or what went wrong).
     """
     rows = []
-    overhead, training = _seconds_of_notebooks(experiment.runs), _seconds_of_trainings(experiment.runs)
-    for step in plan(experiment, notebooks):
-        task = step.task
-        state, note = state_of(task), ""
+    overhead, training = _seconds_of_notebooks(experiment.runs), _seconds_of_trainings(experiment)
+    for step in plan(experiment, notebooks, only=only):
+        task, state, note = step.task, state_of(step.task), ""
         if state == "done":
-            seconds = read_json(task.run.file(RECORD))["seconds"]
+            seconds = _taken(task)
         else:
-            run = task.network
-            seconds = overhead.get(step.notebook.stem, float("nan"))
+            seconds = overhead.get(step.name, math.nan) if isinstance(task, NotebookTask) else 0.0
+            run = task.trains
             if run is not None and not run.done:
                 progress = read_json(run.file(PROGRESS))
                 left = 1 - progress["epoch"] / progress["epochs"] if progress else 1.0
                 note = f"epoch {progress['epoch']} of at most {progress['epochs']}" if progress else ""
-                seconds += left * training.get(TRAINS[step.notebook.stem[:2]], float("nan"))
+                seconds += left * training.get(_kind(run), math.nan)
         if state == "failed":
             note = (read_json(task.run.file(FAILED)) or {}).get("message", "")
         rows.append((step.name, state, seconds, note))
     return pd.DataFrame(rows, columns=["step", "state", "seconds", "note"])
+
+
+def _taken(task: Task) -> float:
+    """Seconds that a finished step took."""
+    file = task.run.file(RECORD if isinstance(task, NotebookTask) else ENVIRONMENT)
+    return float((read_json(file) or {}).get("seconds", math.nan))
+
+
+def _kind(run: Run) -> str:
+    return str(run.settings["kind"])
 
 
 def summary(rows: pd.DataFrame) -> str:
@@ -64,11 +80,11 @@ def _seconds_of_notebooks(runs: Path) -> dict[str, float]:
     return {str(notebook): float(seconds) for notebook, seconds in medians.items()}
 
 
-def _seconds_of_trainings(runs: Path) -> dict[str, float]:
+def _seconds_of_trainings(experiment: Experiment) -> dict[str, float]:
     """Median seconds of the finished trainings of each role."""
     found = {}
-    for role in TRAINS.values():
-        records = [read_json(path) or {} for path in runs.glob(f"{role}-*/{ENVIRONMENT}")]
+    for role in experiment.system.roles:
+        records = [read_json(path) or {} for path in experiment.runs.glob(f"{role}-*/{ENVIRONMENT}")]
         seconds = [record["seconds"] for record in records if "seconds" in record]
         if seconds:
             found[role] = float(pd.Series(seconds).median())

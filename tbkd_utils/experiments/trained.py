@@ -1,7 +1,9 @@
-"""A trained teacher or student: made if need be, else read back (section 3.2.2)."""
+"""Trained networks: made if need be, read back, or loaded from their run folder alone (paper section 3.2.2)."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +12,39 @@ import pandas as pd
 import torch
 from torch import nn
 
-from tbkd_utils.data.cache import scaled_areas
+from tbkd_utils.data.cache import Samples, scaled_areas
 from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.images import read_image
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.data.loaders import plain_loader, training_loader
+from tbkd_utils.data.transforms import rand_augment
+from tbkd_utils.errors import RunError, SettingsError
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.recipe import PRESETS, Recipe, RecipeError
-from tbkd_utils.models.checkpoints import HISTORY, LOCATING
+from tbkd_utils.experiments.recipe import DEFAULT_SYSTEM, REMOVED, Recipe, renamed
+from tbkd_utils.experiments.system import SYSTEMS, Task, find_system, named_recipe
+from tbkd_utils.localization.boxes import minimum_area
+from tbkd_utils.models.checkpoints import HISTORY
 from tbkd_utils.models.devices import compute_device
-from tbkd_utils.models.networks import build_classifier
-from tbkd_utils.runs import DONE, Run, read_json, read_tensors
+from tbkd_utils.models.losses import build_loss
+from tbkd_utils.models.networks import Network, build_network, find_network
+from tbkd_utils.models.options import TrainingOptions
+from tbkd_utils.runs import DONE, Run, read_json, read_tensors, write_json
+
+LOCATING = "locating.json"
+NOT_SETTINGS = ("kind", "fingerprint", "weights_sha256", "system", "teacher_network")
+"""In `settings.json`, beside the recipe's settings."""
+CHANGEABLE = ("evaluation", "heatmaps", "scores", "execution")
+"""The groups of settings that may differ from those that a network was trained under."""
 
 
 @dataclass(frozen=True)
-class TrainedClassifier:
+class TrainedNetwork:
     """A trained network and the folder that holds it.
 
     Attributes:
-        role: `teacher` or `student`.
+        role: One of the system's, such as `teacher` or `student`.
         recipe: The recipe that made it.
-        run: Its folder: `best.safetensors`, `last.safetensors`, `history.csv`, `environment.json`, `locating.json` for
-            use without the radiographs that it learnt from, and `precision.csv` where the precision was measured.
+        run: Its folder: `best.safetensors`, `last.safetensors`, `history.csv`, `environment.json`, and `locating.json`
+            for use without the radiographs that it learned from.
     """
 
     role: str
@@ -38,171 +52,221 @@ class TrainedClassifier:
     run: Run
 
     @property
+    def task(self) -> Task:
+        """What its outputs mean."""
+        return find_system(self.recipe.system).task
+
+    @property
+    def network(self) -> Network:
+        """What is declared of its architecture."""
+        return find_network(self._network_name)
+
+    @property
+    def _network_name(self) -> str:
+        training = self.recipe.training
+        return training.networks.get(self.role, training.network)
+
+    @property
     def history(self) -> pd.DataFrame:
-        """One row per epoch: epoch, train_loss, monitored_loss, monitored_accuracy."""
+        """One row per epoch: epoch, train_loss, validation_loss, validation_accuracy, and the loss's other terms."""
         return pd.read_csv(self.run.file(HISTORY))
 
     @property
     def device(self) -> torch.device:
         """Where the recipe's `accelerator` puts the network."""
-        return compute_device(self.recipe)
+        return compute_device(self.recipe.execution.accelerator)
+
+    @property
+    def made_from(self) -> dict[str, str]:
+        """What a result computed from this network depends on, for naming its run folder."""
+        return {"network": self.run.path.name, "keep": self.recipe.training.keep}
 
     def model(self) -> nn.Module:
         """Returns the kept network, on `device`, in evaluation mode and in the recipe's memory format."""
-        model = build_classifier(self.recipe.backbone, "none", self.recipe.seed)
-        model.load_state_dict(read_tensors(self.run.file(f"{self.recipe.keep}.safetensors")))
-        layout = torch.channels_last if self.recipe.channels_last else torch.contiguous_format
+        training = self.recipe.training
+        model = build_network(self._network_name, len(self.task.classes), "none", training.seed)
+        model.load_state_dict(read_tensors(self.run.file(f"{training.keep}.safetensors")))
+        layout = torch.channels_last if training.channels_last else torch.contiguous_format
         return model.to(self.device).to(memory_format=layout).eval()
 
-
-def train_teacher(experiment: Experiment, *, progress: bool = False) -> TrainedClassifier:
-    """Trains the teacher by cross-entropy, or returns it if it is trained already.
-
-    Args:
-        experiment: Recipe and data.
-        progress: Whether to show a progress bar on standard error.
-
-    Raises:
-        TrainingError: If the loss stops being a number.
-        RunError: If the run folder cannot be written.
-    """
-    return _train(experiment, "teacher", progress)
+    def images(self, samples: Samples, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Returns the network's input, float32 (m, 3, H, W), for the samples from `start` to `stop`."""
+        return samples.images(start, stop, self.network.mean, self.network.std)
 
 
-def train_student(experiment: Experiment, *, progress: bool = False) -> TrainedClassifier:
-    """Trains the student by equation 1 from the recipe's teacher, which is trained first if need be.
+def train(experiment: Experiment, role: str, *, progress: bool = False) -> TrainedNetwork:
+    """Trains a network, or returns it if it is trained already; one that it learns from is trained first.
 
     Args:
         experiment: Recipe and data.
+        role: One of the system's, such as `teacher` or `student`.
         progress: Whether to show a progress bar on standard error.
 
     Raises:
-        TrainingError: If the loss stops being a number.
+        ModelError: If the network, its weights or its loss do not exist, or the loss stops being a number.
         RunError: If the run folder cannot be written.
     """
-    return _train(experiment, "student", progress)
-
-
-def _train(experiment: Experiment, role: str, progress: bool) -> TrainedClassifier:
     run = experiment.run_at(role, experiment.training_settings(role))
     with run.making() as needed:
         if needed:
-            from tbkd_utils.models import (
-                fit as lightning_fit,  # Lightning: seconds that reading a finished run should not take
-            )
-
-            teacher = _teacher_of(experiment, progress) if role == "student" else None
-            lightning_fit.fit(experiment, run, teacher, progress)
-    return TrainedClassifier(role, experiment.recipe, run)
+            _fit(experiment, role, run, progress)
+    return TrainedNetwork(role, experiment.recipe, run)
 
 
-def _teacher_of(experiment: Experiment, progress: bool) -> nn.Module:
-    """The network that a student learns from: the trained teacher, or the same before its training, as a control."""
+def _fit(experiment: Experiment, role: str, run: Run, progress: bool) -> None:
+    from tbkd_utils.models.loop import fit  # Lightning: seconds that reading a finished run should not take
+
+    recipe, network = experiment.recipe, find_network(experiment.network_of(role))
+    training, learns_from = recipe.training, experiment.role(role).teacher
+    teacher = _teacher(experiment, learns_from, progress) if learns_from is not None else None
+    if training.randaugment_ops and experiment.train.masks is not None:
+        raise SettingsError(
+            "RandAugment moves pixels and not their masks: set randaugment_ops to 0 for radiographs with masks."
+        )
+    augment = partial(rand_augment, operations=training.randaugment_ops, magnitude=training.randaugment_magnitude)
+    validation = experiment.validation
+    fit(
+        run,
+        training_options(recipe, network),
+        build_network(experiment.network_of(role), len(experiment.task.classes), training.weights, training.seed),
+        build_loss(experiment.role(role).loss, recipe.flat()),
+        lambda epoch: training_loader(
+            experiment.train, augment, batch_size=training.batch_size, seed=recipe.data.data_seed, epoch=epoch,
+            workers=recipe.execution.workers,
+        ),
+        plain_loader(validation, batch_size=training.batch_size) if validation is not None else None,
+        teacher=teacher,
+        title=f"{role} (seed {training.seed})" if progress else "",
+    )  # fmt: skip
+    write_json(run.file(LOCATING), locating(experiment))
+
+
+def training_options(recipe: Recipe, network: Network) -> TrainingOptions:
+    """Returns the recipe's values for the training loop."""
+    known = {field.name for field in dataclasses.fields(TrainingOptions)} - {"mean", "std"}
+    flat = recipe.flat("training", "distillation", "execution", "data")
+    return TrainingOptions(**{key: flat[key] for key in known}, mean=network.mean, std=network.std)
+
+
+def _teacher(experiment: Experiment, role: str, progress: bool) -> nn.Module:
+    """The network that another one learns from: trained or, as a control, the same before its training."""
+    if experiment.recipe.distillation.teacher_trained:
+        return train(experiment, role, progress=progress).model()
+    training = experiment.recipe.training
+    classes = len(experiment.task.classes)
+    return build_network(experiment.network_of(role), classes, training.weights, training.seed).eval()
+
+
+def locating(experiment: Experiment) -> dict[str, Any]:
+    """Returns what boxes need besides a trained network: settings of evaluation, and the training boxes' areas.
+
+    A run folder's name does not depend on it: boxes are drawn after training, under any setting.
+    """
     recipe = experiment.recipe
-    if recipe.teacher_trained:
-        return _train(experiment, "teacher", progress).model()
-    return build_classifier(recipe.backbone, recipe.weights, recipe.seed).eval()
+    return {
+        "system": recipe.system,
+        "recipe": recipe.name,
+        "settings": recipe.flat("evaluation", "heatmaps", "scores"),
+        "box_areas": np.sort(experiment.training_box_areas).tolist(),
+    }
 
 
-ROLES = ("teacher", "student")
-TRAINED_UNDER = {
-    "teacher": ("data", "pixels", "training"),
-    "student": ("data", "pixels", "training", "distillation"),
-}
-"""The parts of a recipe that make a network; its `settings.json` names what differs from the defaults in them."""
-NOT_SETTINGS = ("kind", "fingerprint", "weights_sha256")  # in settings.json, beside the recipe's
-CHANGEABLE = ("heatmaps", "scores", "execution")
-"""The parts of a recipe that may differ from those a network was trained under."""
-
-
-class ReopenError(TbkdError, ValueError):
-    """A folder that holds no finished network, or too little to use it."""
-
-
-def open_trained(
+def load_trained(
     folder: str | Path, recipe: str | None = None, overrides: Mapping[str, Any] | None = None
-) -> TrainedClassifier:
-    """Opens a trained network from its run folder.
+) -> TrainedNetwork:
+    """Loads a trained network from its run folder, wherever that was copied to.
 
-    What the network was trained under comes from the folder's `settings.json`; how heatmaps and boxes are made, from
-    its `locating.json` or, in folders from before that file, from the preset.
+    What the network was trained under comes from the folder's `settings.json`, which names what differs from the
+    defaults; how heatmaps and boxes are made, from its `locating.json` or, in folders from before that file, from the
+    preset.
 
     Args:
-        folder: `runs/<recipe>/teacher-<digest>` or `runs/<recipe>/student-<digest>`, or a copy of it anywhere.
+        folder: `runs/<recipe>/<role>-<digest>`, or a copy of it anywhere.
         recipe: The preset behind it. None: the one that the folder notes, else the name of the folder around it.
-        overrides: Other values of settings that do not change the network: those of `CHANGEABLE` parts.
+        overrides: Other values of settings that do not change the network: those of `CHANGEABLE` groups.
 
     Raises:
-        ReopenError: If the folder is not a finished network, was changed since, or its preset is not known.
-        RecipeError: If a setting does not exist, has an impossible value, or would change the network.
+        RunError: If the folder is not a finished network, was changed since, or its preset is not known.
+        SettingsError: If a setting does not exist, has an impossible value, or would change the network.
     """
     path = Path(folder).expanduser()
     settings = read_json(path / "settings.json")
-    if not isinstance(settings, dict) or settings.get("kind") not in ROLES:
-        raise ReopenError(_no_network(path))
+    if not isinstance(settings, dict) or settings.get("kind") not in _roles():
+        raise RunError(_no_network(path))
     run = Run(path, settings)
     if run.problem is not None:
         again = "Run its training again, or copy the whole folder again."
-        raise ReopenError(f"{path}: this network cannot be used: {run.problem}. {again}")
-    noted = _noted(run)
-    name = recipe or noted.get("recipe") or path.resolve().parent.name
-    if name not in PRESETS and recipe is None:
-        raise ReopenError(
+        raise RunError(f"{path}: this network cannot be used: {run.problem}. {again}")
+    noted, system = _noted(run), settings.get("system", DEFAULT_SYSTEM)
+    name = recipe or noted.get("recipe") or path.resolve().parent.name.removeprefix(f"{system}-")
+    presets = find_system(system).presets
+    if name not in presets and recipe is None:
+        raise RunError(
             f"{path}: the folder does not say which recipe it belongs to, and the folder around it is called "
-            f"'{name}'. Name the recipe with --recipe (recipe= in Python), one of {', '.join(PRESETS)}."
+            f"'{name}'. Name the recipe with --recipe (recipe= in Python), one of {', '.join(presets)}."
         )
-    parts = TRAINED_UNDER[settings["kind"]]
-    trained_under = Recipe().part(*parts) | {k: v for k, v in settings.items() if k not in NOT_SETTINGS}
-    found = Recipe.named(name, **trained_under, **noted.get("settings", {}))
-    changeable = found.part(*CHANGEABLE)
-    for key in overrides or {}:
+    trained_under = _trained_under(settings)
+    found = named_recipe(name, system).changed(**trained_under, **noted.get("settings", {}))
+    for key in renamed(overrides or {}):
         if key in trained_under:
-            raise RecipeError(
+            raise SettingsError(
                 f"{key} belongs to the training of {path.name} ({key} = {trained_under[key]}) and cannot be changed "
-                f"afterwards. What can: {', '.join(changeable)}."
+                f"afterwards. What can: {', '.join(found.flat(*CHANGEABLE))}."
             )
-    return TrainedClassifier(settings["kind"], found.changed(**(overrides or {})), run)
+    return TrainedNetwork(settings["kind"], found.changed(**(overrides or {})), run)
 
 
-def training_min_area(trained: TrainedClassifier, data: str | Path | None = None) -> float:
+def _trained_under(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting that a network was trained under: the defaults, but for what its `settings.json` names."""
+    system, role = find_system(settings.get("system", DEFAULT_SYSTEM)), settings["kind"]
+    used = system.recipe().flat(*system.roles[role].groups)
+    used |= renamed({key: value for key, value in settings.items() if key not in NOT_SETTINGS})
+    if "teacher_network" in settings:
+        used |= {"network": settings["teacher_network"], "networks": {role: used["network"]}}
+    return used
+
+
+def training_min_area(trained: TrainedNetwork, data: str | Path | None = None) -> float:
     """Returns Algorithm 1's minimum area: the recipe's quantile of the training boxes' areas.
 
     The areas are noted in the network's folder. For a folder from before they were, they are computed again from the
-    dataset, which must be the one that the network learnt from.
+    dataset, which must be the one that the network learned from.
 
     Args:
         trained: The network.
         data: That dataset's folder. None: the one that `datasets.json` beside the network's folder names.
 
     Returns:
-        Square pixels of the network's input.
+        Square pixels of the network's input at the scale of evaluation.
 
     Raises:
-        ReopenError: If the areas are not noted and the dataset is not at hand or another one, or has no box.
+        RunError: If the areas are not noted and the dataset is not at hand or another one, or has no box.
     """
     noted = _noted(trained.run).get("box_areas")
     areas = np.array(noted if noted is not None else _areas_in_dataset(trained, data), dtype=np.float64)
     if len(areas) == 0:
-        raise ReopenError(
+        raise RunError(
             f"{trained.run.path}: the network's training set has no box, from which Algorithm 1 takes its minimum "
             "area. Give one with --min-area (min_area= in Python), in square pixels of the network's input."
         )
-    return float(np.quantile(areas, trained.recipe.min_area_quantile))
+    return minimum_area(areas * trained.recipe.evaluation_zoom, trained.recipe.scores.min_area_quantile)
 
 
 def _noted(run: Run) -> dict[str, Any]:
-    return read_json(run.file(LOCATING)) or {}
+    noted = read_json(run.file(LOCATING)) or {}
+    kept = {key: value for key, value in noted.get("settings", {}).items() if key not in REMOVED}
+    return noted | {"settings": kept} if noted else {}
 
 
-def _areas_in_dataset(trained: TrainedClassifier, data: str | Path | None) -> np.ndarray:
-    """Areas of the boxes that the network's training set has, at the network's scale."""
+def _areas_in_dataset(trained: TrainedNetwork, data: str | Path | None) -> np.ndarray:
+    """Areas of the boxes that the network's training set has, at the scale of training."""
     path, recipe, expected = trained.run.path, trained.recipe, trained.run.settings.get("fingerprint")
     if data is None:
         known = read_json(path.resolve().parent / "datasets.json") or {}
         data = next((name for name, fingerprint in known.items() if fingerprint == expected), None)
     if data is None or not (data == "synthetic" or Path(data).expanduser().is_dir()):
         where = "no dataset is known for it" if data is None else f"its dataset is not at {data}"
-        raise ReopenError(
+        raise RunError(
             f"{path}: the network's folder has no {LOCATING} with the areas of its training boxes, which give the "
             f"smallest box that counts, and {where}. Name the folder of the dataset with --data (data= in Python), or "
             "the area with --min-area (min_area=), in square pixels of the network's input."
@@ -210,7 +274,7 @@ def _areas_in_dataset(trained: TrainedClassifier, data: str | Path | None) -> np
     root = path.resolve().parent.parent.parent  # <out>/runs/<recipe>/<network>
     experiment = Experiment(recipe, root, None if data == "synthetic" else Path(data).expanduser().resolve())
     if experiment.fingerprint != expected:
-        raise ReopenError(
+        raise RunError(
             f"{data}: not the radiographs that {path.name} was trained on (fingerprint {experiment.fingerprint[:12]}, "
             f"expected {str(expected)[:12]}). Name their folder with --data, or the smallest area with --min-area."
         )
@@ -218,8 +282,12 @@ def _areas_in_dataset(trained: TrainedClassifier, data: str | Path | None) -> np
     for record in experiment.train_records:
         if len(record.boxes):
             width, height = record.size or read_image(record.path).shape[1::-1]
-            parts.append(scaled_areas(Geometry(height, width, recipe.resize, recipe.crop), record.boxes))
+            parts.append(scaled_areas(Geometry(height, width, *experiment.training_scale), record.boxes))
     return np.concatenate([np.empty(0), *parts])
+
+
+def _roles() -> set[str]:
+    return {role for system in SYSTEMS.values() for role in system.roles}
 
 
 def _no_network(path: Path) -> str:
@@ -228,10 +296,10 @@ def _no_network(path: Path) -> str:
         return f"{path}: no such folder. Expected a trained network's, such as runs/demo/student-<digest>."
     if not path.is_dir():
         return f"{path}: this is a file. Expected a trained network's folder, such as runs/demo/student-<digest>."
-    found = [one.parent for role in ROLES for one in sorted(path.glob(f"{role}-*/{DONE}"))]
+    found = [one.parent for role in sorted(_roles()) for one in sorted(path.glob(f"{role}-*/{DONE}"))]
     message = (
         f"{path}: not a finished network. Expected a folder such as runs/demo/student-<digest> (or teacher-) with "
-        f"settings.json, {DONE}, best.safetensors and last.safetensors, as notebooks 02 and 03 leave it."
+        f"settings.json, {DONE}, best.safetensors and last.safetensors, as a training leaves it."
     )
     if not found:
         return message
@@ -242,10 +310,10 @@ def _no_network(path: Path) -> str:
 def _what_differs(folder: Path) -> str:
     """The settings of a network that are not its preset's, as in `seed=1`."""
     settings = read_json(folder / "settings.json") or {}
-    preset, parts = folder.resolve().parent.name, TRAINED_UNDER.get(settings.get("kind"), ())
-    if preset not in PRESETS:
+    preset, system = folder.resolve().parent.name, settings.get("system", DEFAULT_SYSTEM)
+    preset = preset.removeprefix(f"{system}-")
+    if system not in SYSTEMS or preset not in SYSTEMS[system].presets or settings.get("kind") not in _roles():
         return ""
-    usual, default = Recipe.named(preset).part(*parts), Recipe().part(*parts)
-    used = {key: settings.get(key, default[key]) for key in usual}
+    usual, used = named_recipe(preset, system).flat(), _trained_under(settings)
     changed = [f"{key}={value}" for key, value in used.items() if usual[key] != value]
     return ", ".join(changed) or "(the recipe's own settings)"

@@ -1,24 +1,20 @@
 """Algorithm 1 of the paper: boxes around the bright regions of a Grad-CAM heatmap."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.errors import UsageError
 
 Boxes = NDArray[np.float32]
 """(k, 4) float32: left, top, right, bottom in pixels; right and bottom exclusive; k may be 0."""
 
 
-class BoxError(TbkdError, ValueError):
-    """Boxes that break the convention, or a heatmap or a setting that no box can be made from."""
-
-
 def normalize(heatmap: ArrayLike, *, method: str = "minmax") -> NDArray[np.float32]:
-    """Bring every heatmap to [0, 1] by itself (Algorithm 1, line 2); normalising twice changes nothing.
+    """Bring every heatmap to [0, 1] by itself (Algorithm 1, line 2); normalizing twice changes nothing.
 
     Args:
         heatmap: (H, W) or (n, H, W) of any real dtype, finite.
@@ -30,14 +26,14 @@ def normalize(heatmap: ArrayLike, *, method: str = "minmax") -> NDArray[np.float
         nowhere and becomes all zeros under either method.
 
     Raises:
-        BoxError: Wrong shape or method, nan or infinity, a value range too wide for float64, or a
+        UsageError: Wrong shape or method, nan or infinity, a value range too wide for float64, or a
             negative value under "max"; the message gives the index of the map.
     """
     x = np.asarray(heatmap)
     if x.ndim not in (2, 3) or 0 in x.shape[-2:]:
-        raise BoxError(f"a heatmap must be (H, W) or (n, H, W) and hold pixels; got shape {x.shape}")
+        raise UsageError(f"a heatmap must be (H, W) or (n, H, W) and hold pixels; got shape {x.shape}")
     if method not in ("minmax", "max"):
-        raise BoxError(f'method must be "minmax" or "max"; got {method!r}')
+        raise UsageError(f'method must be "minmax" or "max"; got {method!r}')
     if x.dtype != np.float32:
         x = x.astype(np.float64)
     low, high = (f(x, axis=(-2, -1), keepdims=True) for f in (np.min, np.max))
@@ -63,43 +59,30 @@ def boxes_from_heatmap(
     area: str = "rectangle",
     method: str = "minmax",
 ) -> Boxes:
-    """Algorithm 1: normalise, threshold, outer contours, their bounding rectangles, drop the small ones.
+    """Algorithm 1: normalize, threshold, outer contours, their bounding rectangles, drop the small ones.
 
-    A pixel belongs to the mask when its normalised value is at or above the threshold (so 1 still keeps the
+    A pixel belongs to the mask when its normalized value is at or above the threshold (so 1 still keeps the
     maximum, and 0 keeps the whole image). Regions join over edges and corners (8-connectivity); a region
     inside another one's hole is not reported. A constant map gives no box at any threshold.
 
     Args:
-        heatmap: (H, W), finite; need not be normalised.
-        threshold: Share of the normalised range, in [0, 1].
+        heatmap: (H, W), finite; need not be normalized.
+        threshold: Share of the normalized range, in [0, 1].
         min_area: In square pixels of the heatmap, >= 0; kept is what is strictly larger (Algorithm 1, line
             8).
         area: "rectangle": width * height of the bounding rectangle, as the minimum comes from boxes.
-            "contour": OpenCV's contourArea, the polygon through pixel centres, which is smaller (3000 for a
+            "contour": OpenCV's contourArea, the polygon through pixel centers, which is smaller (3000 for a
             filled 61x51 rectangle of 3111 pixels, and 0 for a region one pixel wide).
-        method: How to normalise, see `normalize`.
+        method: How to normalize, see `normalize`.
 
     Returns:
         (k, 4) float32 xyxy, whole pixels, right and bottom exclusive; largest `area` first, then by top and
         left.
 
     Raises:
-        BoxError: As `normalize`, or the map is not (H, W), or threshold, min_area or area is out of range.
+        UsageError: As `normalize`, or the map is not (H, W), or threshold, min_area or area is out of range.
     """
     return boxes_at_thresholds(heatmap, [threshold], min_area, area=area, method=method)[0]
-
-
-def boxes_from_heatmaps(
-    heatmaps: ArrayLike | Iterable[ArrayLike],
-    threshold: float,
-    min_area: float,
-    *,
-    area: str = "rectangle",
-    method: str = "minmax",
-) -> list[Boxes]:
-    """`boxes_from_heatmap` for each of n heatmaps: an array (n, H, W), or any iterable of (H, W) maps."""
-    maps: Iterable[ArrayLike] = heatmaps  # type: ignore[assignment]  # iterating an array gives its maps
-    return [boxes_from_heatmap(one, threshold, min_area, area=area, method=method) for one in maps]
 
 
 def boxes_at_thresholds(
@@ -110,25 +93,25 @@ def boxes_at_thresholds(
     area: str = "rectangle",
     method: str = "minmax",
 ) -> list[Boxes]:
-    """`boxes_from_heatmap` at several thresholds, normalising once: one (k, 4) array per threshold."""
+    """`boxes_from_heatmap` at several thresholds, normalizing once: one (k, 4) array per threshold."""
     if not (np.isfinite(min_area) and min_area >= 0):
-        raise BoxError(f"min_area must be a finite number of square pixels, 0 or more; got {min_area}")
+        raise UsageError(f"min_area must be a finite number of square pixels, 0 or more; got {min_area}")
     if area not in ("rectangle", "contour"):
-        raise BoxError(f'area must be "rectangle" or "contour"; got {area!r}')
+        raise UsageError(f'area must be "rectangle" or "contour"; got {area!r}')
     if np.ndim(heatmap) != 2:
-        raise BoxError(f"expected one heatmap of shape (H, W); got shape {np.shape(heatmap)}")
+        raise UsageError(f"expected one heatmap of shape (H, W); got shape {np.shape(heatmap)}")
     scaled = normalize(heatmap, method=method)
     found = []
     for threshold in thresholds:
         if not 0 <= threshold <= 1:
-            raise BoxError(f"threshold must lie in [0, 1], a share of the normalised map; got {threshold}")
+            raise UsageError(f"threshold must lie in [0, 1], a share of the normalized map; got {threshold}")
         outlines, sizes = regions(scaled, threshold, area)
         found.append(outlines[sizes > min_area])
     return found
 
 
 def regions(scaled: NDArray[np.float32], threshold: float, area: str = "rectangle") -> tuple[Boxes, NDArray]:
-    """Every region of a normalised heatmap and its size: Algorithm 1 before line 8, for one who tries many settings.
+    """Every region of a normalized heatmap and its size: Algorithm 1 before line 8, for one who tries many settings.
 
     Args:
         scaled: float32 (H, W) from `normalize`.
@@ -152,31 +135,29 @@ def regions(scaled: NDArray[np.float32], threshold: float, area: str = "rectangl
     return table[:, [2, 1, 4, 3]].astype(np.float32), -table[:, 0]
 
 
-def minimum_area(boxes: ArrayLike | Sequence[ArrayLike], quantile: float = 0.0) -> float:
+def minimum_area(areas: ArrayLike, quantile: float = 0.0) -> float:
     """The minimum area of Algorithm 1: a quantile of the areas of the training boxes (paper section 3.3).
 
     Args:
-        boxes: (k, 4) xyxy, or a sequence of such arrays (one per image, some may be empty), at the scale of
-            the heatmap: after resizing and cropping.
+        areas: (k,) in square pixels at the scale of the heatmap, k >= 1.
         quantile: In [0, 1]; 0, the recipe's default, is the smallest box.
 
     Returns:
         Area in square pixels of the heatmap (linear interpolation between boxes).
 
     Raises:
-        BoxError: No box at all, boxes that break the convention, or a quantile outside [0, 1].
+        UsageError: No area, one that is negative or not finite, or a quantile outside [0, 1].
     """
+    values = np.asarray(areas, dtype=np.float64)
     if not 0 <= quantile <= 1:
-        raise BoxError(f"quantile must lie in [0, 1]; got {quantile}")
-    single = isinstance(boxes, np.ndarray) and boxes.ndim == 2
-    parts: Sequence[ArrayLike] = [boxes] if single else list(boxes)  # type: ignore[arg-type,list-item]
-    every = [check_boxes(part, f"training boxes of image {i}") for i, part in enumerate(parts)]
-    joined = np.concatenate([_none(), *every]).astype(np.float64)
-    if len(joined) == 0:
-        raise BoxError(
+        raise UsageError(f"quantile must lie in [0, 1]; got {quantile}")
+    if values.ndim != 1 or len(values) == 0:
+        raise UsageError(
             "no training box to take the minimum area from: give a training set with boxes, or set it by hand"
         )
-    return float(np.quantile((joined[:, 2] - joined[:, 0]) * (joined[:, 3] - joined[:, 1]), quantile))
+    if not (np.isfinite(values).all() and (values >= 0).all()):
+        raise UsageError("areas of training boxes must be finite and not negative")
+    return float(np.quantile(values, quantile))
 
 
 def check_boxes(boxes: ArrayLike, what: str = "boxes") -> Boxes:
@@ -190,19 +171,19 @@ def check_boxes(boxes: ArrayLike, what: str = "boxes") -> Boxes:
         (k, 4) float32.
 
     Raises:
-        BoxError: Another shape, nan or infinity, or right < left or bottom < top (often xywh taken for xyxy).
+        UsageError: Another shape, nan or infinity, or right < left or bottom < top (often xywh taken for xyxy).
     """
     array = np.asarray(boxes, dtype=np.float32)
     if array.size == 0 and array.ndim <= 2:
         return _none()
     if array.ndim != 2 or array.shape[1] != 4:
-        raise BoxError(f"{what} must have shape (k, 4): left, top, right, bottom; got shape {array.shape}")
+        raise UsageError(f"{what} must have shape (k, 4): left, top, right, bottom; got shape {array.shape}")
     finite = np.isfinite(array).all(axis=1)
     if not finite.all():
-        raise BoxError(f"{what} must be finite; box {np.argmin(finite)} is {array[np.argmin(finite)].tolist()}")
+        raise UsageError(f"{what} must be finite; box {np.argmin(finite)} is {array[np.argmin(finite)].tolist()}")
     ordered = (array[:, 2:] >= array[:, :2]).all(axis=1)
     if not ordered.all():
-        raise BoxError(
+        raise UsageError(
             f"{what} must be left, top, right, bottom with right >= left and bottom >= top; "
             f"box {np.argmin(ordered)} is {array[np.argmin(ordered)].tolist()} (width and height instead?)"
         )
@@ -215,11 +196,11 @@ def boxes_to_json(boxes: ArrayLike) -> str:
 
 
 def boxes_from_json(text: str) -> Boxes:
-    """Read what `boxes_to_json` wrote: (k, 4) float32; BoxError if it is not that."""
+    """Read what `boxes_to_json` wrote: (k, 4) float32; UsageError if it is not that."""
     try:
         return check_boxes(json.loads(text))
     except (ValueError, TypeError) as error:
-        raise BoxError(f"expected boxes as [[left, top, right, bottom], ...]; got {text!r}: {error}") from error
+        raise UsageError(f"expected boxes as [[left, top, right, bottom], ...]; got {text!r}: {error}") from error
 
 
 def _none() -> Boxes:
@@ -230,4 +211,4 @@ def _refuse(bad: NDArray[np.bool_], why: str) -> None:
     """Raise for the first map marked in `bad`, which has one entry per map."""
     if bad.any():
         which = "the heatmap" if bad.size == 1 else f"heatmap {int(np.argmax(bad.ravel()))}"
-        raise BoxError(f"{which} {why}")
+        raise UsageError(f"{which} {why}")

@@ -1,7 +1,7 @@
 """How well boxes and heatmaps find the lesions: Algorithms 2-3 of the paper and the field's other metrics.
 
 Boxes are (k, 4) float32 xyxy, ground truth (`gt`) and predictions at the scale of the heatmap. Heatmaps are
-(H, W) or (n, H, W), not normalised. Every per-image score lies in [0, 1], larger is better.
+(H, W) or (n, H, W), not normalized. Every per-image score lies in [0, 1], larger is better.
 """
 
 from collections.abc import Sequence
@@ -11,19 +11,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 
-from tbkd_utils.errors import TbkdError
-from tbkd_utils.localization.boxes import BoxError, Boxes, check_boxes
-
-
-class ScoreError(TbkdError, ValueError):
-    """Lists that do not belong together, or nothing to score."""
+from tbkd_utils.errors import UsageError
+from tbkd_utils.localization.boxes import Boxes, check_boxes
 
 
 def iou_matrix(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     """Intersection over union of every pair: (len(a), len(b)) float64 in [0, 1]; 0 where a union has no area.
 
     Raises:
-        BoxError: Boxes that break the convention.
+        UsageError: Boxes that break the convention.
     """
     return _iou(check_boxes(a, "first boxes"), check_boxes(b, "second boxes"))
 
@@ -42,8 +38,8 @@ def image_score(gt: ArrayLike, pred: ArrayLike) -> float:
         Mean IoU in [0, 1].
 
     Raises:
-        ScoreError: No ground truth.
-        BoxError: Boxes that break the convention.
+        UsageError: No ground truth.
+        UsageError: Boxes that break the convention.
     """
     return scores_of(check_truth(gt), check_boxes(pred, "predictions"))[0]
 
@@ -77,8 +73,8 @@ def mean_iou(
         Mean IoU in [0, 1]; nan if "skip" leaves no image.
 
     Raises:
-        ScoreError: Lists of different or zero length, an image without ground truth, or an unknown option.
-        BoxError: Boxes that break the convention.
+        UsageError: Lists of different or zero length, an image without ground truth, or an unknown option.
+        UsageError: Boxes that break the convention.
     """
     check_same_length(gt_list=gt_list, pred_list=pred_list)
     truths = [check_truth(gt, i) for i, gt in enumerate(gt_list)]
@@ -91,7 +87,7 @@ def mean_iou(
 def pointing_hit(heatmap: ArrayLike, gt: ArrayLike, *, tolerance: float = 0.0) -> bool:
     """Pointing game (Zhang et al., IJCV 2018): does the maximum of the heatmap lie in a ground-truth box?
 
-    The point is the centre of the brightest pixel. Of equally bright pixels (an upsampled map is flat along
+    The point is the center of the brightest pixel. Of equally bright pixels (an upsampled map is flat along
     the border) the one nearest to their mean position counts, then the first in reading order. A constant map
     has no maximum: a miss.
 
@@ -104,8 +100,8 @@ def pointing_hit(heatmap: ArrayLike, gt: ArrayLike, *, tolerance: float = 0.0) -
         Whether it hits.
 
     Raises:
-        ScoreError: The map is not (H, W) or not finite, no ground truth, or a negative tolerance.
-        BoxError: Boxes that break the convention or do not lie in the heatmap.
+        UsageError: The map is not (H, W) or not finite, no ground truth, or a negative tolerance.
+        UsageError: Boxes that break the convention or do not lie in the heatmap.
     """
     check_tolerance(tolerance)
     return hit_of(*_one_map(heatmap, gt), tolerance)
@@ -118,15 +114,15 @@ def energy_inside(heatmap: ArrayLike, gt: ArrayLike) -> float:
     box edge counts by the covered part of its area, exactly.
 
     Args:
-        heatmap: (H, W), not normalised: min-max would add energy where there is none.
+        heatmap: (H, W), not normalized: min-max would add energy where there is none.
         gt: (m, 4), m >= 1.
 
     Returns:
         Share in [0, 1]; 0 for a map without positive value.
 
     Raises:
-        ScoreError: The map is not (H, W) or not finite, or no ground truth.
-        BoxError: Boxes that break the convention or do not lie in the heatmap.
+        UsageError: The map is not (H, W) or not finite, or no ground truth.
+        UsageError: Boxes that break the convention or do not lie in the heatmap.
     """
     return energy_of(*_one_map(heatmap, gt))
 
@@ -140,7 +136,7 @@ def average_score(
 ) -> float:
     """Average per-image scores (n,) to the mIOU."""
     if no_prediction not in ("zero", "skip") or average not in ("image", "box"):
-        raise ScoreError(f"no_prediction is zero or skip, average is image or box; got {no_prediction!r}, {average!r}")
+        raise UsageError(f"no_prediction is zero or skip, average is image or box; got {no_prediction!r}, {average!r}")
     used = (n_pred > 0) | (no_prediction == "zero")
     if not used.any():
         return float("nan")
@@ -205,7 +201,7 @@ def energy_of(heat: NDArray[Any], truth: NDArray[Any]) -> float:
 def check_tolerance(tolerance: float) -> None:
     """Refuses a negative tolerance of the pointing game."""
     if not tolerance >= 0:
-        raise ScoreError(f"tolerance must be 0 or more pixels; got {tolerance}")
+        raise UsageError(f"tolerance must be 0 or more pixels; got {tolerance}")
 
 
 def _overlap(edges: NDArray[np.float64], size: int) -> NDArray[np.float64]:
@@ -219,7 +215,7 @@ def check_truth(gt: ArrayLike, image: int | None = None) -> Boxes:
     where = "" if image is None else f" of image {image}"
     truth = check_boxes(gt, f"ground truth{where}")
     if len(truth) == 0:
-        raise ScoreError(f"there is no ground-truth box{where}: score only images that have one")
+        raise UsageError(f"there is no ground-truth box{where}: score only images that have one")
     return truth
 
 
@@ -230,7 +226,7 @@ def check_inside(truth: Boxes, shape: tuple[int, ...], image: int | None = None)
     out = np.flatnonzero(((truth < -1e-3) | (truth > limit)).any(axis=1))
     if out.size:
         where = "" if image is None else f" of image {image}"
-        raise BoxError(
+        raise UsageError(
             f"ground truth{where} must lie in the {width}x{height} heatmap; box "
             f"{out[0]} is {truth[out[0]].tolist()}: bring it to the heatmap's scale and clip it first"
         )
@@ -239,7 +235,7 @@ def check_inside(truth: Boxes, shape: tuple[int, ...], image: int | None = None)
 def _one_map(heatmap: ArrayLike, gt: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     heat = np.asarray(heatmap, dtype=np.float64)
     if heat.ndim != 2 or heat.size == 0 or not np.isfinite(heat).all():
-        raise ScoreError(f"expected one finite heatmap of shape (H, W); got shape {heat.shape} or nan or infinity")
+        raise UsageError(f"expected one finite heatmap of shape (H, W); got shape {heat.shape} or nan or infinity")
     truth = check_truth(gt)
     check_inside(truth, heat.shape)
     return heat, truth.astype(np.float64)
@@ -250,4 +246,4 @@ def check_same_length(**lists: Sequence[object] | NDArray[Any]) -> None:
     sizes = {name: len(given) for name, given in lists.items()}
     if len(set(sizes.values())) > 1 or 0 in sizes.values():
         counts = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        raise ScoreError(f"lists must describe the same images, at least one; got lengths {counts}")
+        raise UsageError(f"lists must describe the same images, at least one; got lengths {counts}")

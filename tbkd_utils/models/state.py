@@ -1,4 +1,4 @@
-"""Work on a network and leave it exactly as it was found."""
+"""Run code on a model and restore its state afterwards."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,7 +8,19 @@ from torch import nn
 
 
 @contextmanager
-def left_as_found(model: nn.Module, seed: int) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation mode, and every module back into its own mode afterwards."""
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+
+
+@contextmanager
+def preserved(model: nn.Module, seed: int) -> Iterator[None]:
     """Evaluation mode, full precision and a private random stream inside; everything as before outside.
 
     Training flags (of each module), ``requires_grad``, ``.grad``, buffers, torch's random state and its TF32 and
@@ -18,7 +30,6 @@ def left_as_found(model: nn.Module, seed: int) -> Iterator[None]:
         model: the network.
         seed: of torch's global random stream inside (a shuffling data loader draws from it).
     """
-    modules = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     buffers = [(b, b.clone()) for b in model.buffers()]
     device = next((p.device for p, _, _ in parameters), torch.device("cpu"))
@@ -28,16 +39,14 @@ def left_as_found(model: nn.Module, seed: int) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(evaluation_mode(model))
         try:
             # TF32 keeps 10 bits of a product, too few for a residual of 1e-3.
             cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32 = False, True, False, False
             torch.manual_seed(seed)
-            model.eval()
             yield
         finally:
             cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark, matmul.allow_tf32 = switches
-            for module, training in modules:
-                module.training = training
             for parameter, requires_grad, grad in parameters:
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = grad

@@ -8,9 +8,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from tbkd_utils.curvature.spectrum import Spectrum, density
-from tbkd_utils.views.figures import COLORS, STYLES
-
-_MARKERS = {"teacher": "o", "student": "s"}
+from tbkd_utils.experiments.curvature import by_network, ratios
+from tbkd_utils.views.figures import COLORS, MARKERS, STYLES
 
 
 def spectral_density(spectra: Mapping[str, Spectrum]) -> Figure:
@@ -43,7 +42,7 @@ def size_study(rows: pd.DataFrame) -> Figure:
     panels = figure.subplots(1, 3)
     for axes, column, label in zip(panels, ("eigenvalue", "trace"), ("largest eigenvalue", "trace"), strict=False):
         for who, table in by_network(rows):
-            axes.plot(table["size"], table[column], _MARKERS[who], color=COLORS[who], alpha=0.6, markersize=5)
+            axes.plot(table["size"], table[column], MARKERS[who], color=COLORS[who], alpha=0.6, markersize=5)
             axes.plot(
                 table.groupby("size")[column].median(), color=COLORS[who], linestyle=STYLES[who], label=f"{who}, median"
             )
@@ -66,17 +65,6 @@ def size_study(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def by_network(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Splits rows by their column network, teachers first."""
-    return [(who, rows[rows["network"] == who]) for who in _MARKERS if (rows["network"] == who).any()]
-
-
-def ratios(rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Teacher divided by student on the very same sample: one row per size and draw: size, draw, ratio."""
-    wide = rows.pivot(index=["size", "draw"], columns="network", values=column)
-    return (wide["teacher"] / wide["student"]).rename("ratio").reset_index()
-
-
 def loss_landscape(rows: pd.DataFrame) -> Figure:
     """Draws the loss along each direction for both networks, as a rise above the loss at the network itself."""
     directions = list(dict.fromkeys(rows["direction"]))
@@ -84,8 +72,8 @@ def loss_landscape(rows: pd.DataFrame) -> Figure:
     panels = figure.subplots(1, len(directions), sharey=True, squeeze=False)[0]
     for axes, direction in zip(panels, directions, strict=True):
         for who, table in by_network(rows[rows["direction"] == direction]):
-            centre = table["loss"].iloc[int(np.argmin(np.abs(table["step"].to_numpy())))]
-            axes.plot(table["step"], table["loss"] - centre, color=COLORS[who], linestyle=STYLES[who], label=who)
+            center = table["loss"].iloc[int(np.argmin(np.abs(table["step"].to_numpy())))]
+            axes.plot(table["step"], table["loss"] - center, color=COLORS[who], linestyle=STYLES[who], label=who)
         axes.set(title=direction, xlabel="relative step")
     panels[0].set_yscale("symlog", linthresh=0.1)
     panels[0].set_ylabel("rise of the loss (nats)")
@@ -99,7 +87,7 @@ def flatness_and_miou(rows: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(4.6, 3.4), layout="constrained")
     axes = figure.subplots()
     for who, table in by_network(rows):
-        axes.plot(table["trace"], table["miou"], _MARKERS[who], color=COLORS[who], label=who, linestyle="none")
+        axes.plot(table["trace"], table["miou"], MARKERS[who], color=COLORS[who], label=who, linestyle="none")
         away = (5, -10) if who == "teacher" else (5, 4)  # below and above, for dots that lie close together
         for row in table.itertuples():
             axes.annotate(f"seed {row.seed}", (row.trace, row.miou), away, textcoords="offset points", fontsize=8)

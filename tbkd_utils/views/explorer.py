@@ -159,7 +159,7 @@ def _image(view: View) -> str:
 
 
 def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
-    """A JPEG that keeps the colours of thin lines."""
+    """A JPEG that keeps the colors of thin lines."""
     whole = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
     return _encoded(".jpg", pixels, cv2.IMWRITE_JPEG_QUALITY, quality, *whole)
 

@@ -34,7 +34,7 @@ def case_figure(teacher: Localization, student: Localization, name: str) -> Figu
     panels = []
     for found in (teacher, student):
         place = found.samples.names.index(name)
-        scaled = normalize(found.heatmaps[place], method=found.experiment.recipe.normalisation)
+        scaled = normalize(found.heatmaps[place], method=found.experiment.recipe.scores.normalization)
         panels.append((found, scaled, found.boxes[place], 0.0))
     return _heat_panels(name, panels)
 
@@ -46,7 +46,7 @@ def threshold_figure(teacher: LiveBoxes, student: LiveBoxes, name: str, threshol
         teacher: The teacher's heatmaps.
         student: The student's.
         name: A radiograph that both are scored on.
-        threshold: Share of the normalised heatmap, in [0, 1]; below it the heatmap is shown faintly.
+        threshold: Share of the normalized heatmap, in [0, 1]; below it the heatmap is shown faintly.
         min_area: Boxes no larger are dropped, in square pixels of the crop.
     """
     panels = []
@@ -99,10 +99,10 @@ def shortcut_figure(teacher: Shortcut, student: Shortcut, name: str, painted: bo
     """Draws both networks' heatmaps on one radiograph, and p(TB) of all of them before and after painting.
 
     Args:
-        teacher: What the teacher says with and without the token.
+        teacher: What the teacher says with and without the marker.
         student: What the student says.
-        name: A radiograph with a token.
-        painted: Whether the radiograph is shown with its token painted over.
+        name: A radiograph with a marker.
+        painted: Whether the radiograph is shown with its marker painted over.
     """
     figure = Figure(figsize=(9.6, 3.6), dpi=_DPI)
     heats = figure.add_axes((0.01, 0.1, 0.56, 0.8))
@@ -112,13 +112,13 @@ def shortcut_figure(teacher: Shortcut, student: Shortcut, name: str, painted: bo
         place = found.samples.names.index(name)
         image = (found.painted if painted else found.samples.pixels)[place]
         heatmap = (found.heatmaps_painted if painted else found.heatmaps)[place]
-        scaled = normalize(heatmap, method=found.experiment.recipe.normalisation)
+        scaled = normalize(heatmap, method=found.experiment.recipe.scores.normalization)
         rows = found.rows
         images.append(blended(image, scaled))
-        titles.append(f"{found.role}: p(TB) {rows['p_tb_painted' if painted else 'p_tb'][place]:.3f}")
-        marked.append([(found.tokens[place][None], "ground truth")])
+        titles.append(f"{found.role}: p(TB) {rows['probability_painted' if painted else 'probability'][place]:.3f}")
+        marked.append([(found.markers[place][None], "ground truth")])
         left = 1.6 * column
-        pairs = rows[["p_tb", "p_tb_painted"]].to_numpy()
+        pairs = rows[["probability", "probability_painted"]].to_numpy()
         ends = np.stack([np.full_like(pairs, [left, left + 1]), pairs], axis=-1)  # (n, 2, 2)
         for label, style in ((1, "-"), (0, ":")):
             kept = (rows["label"] == label).to_numpy()
@@ -132,7 +132,7 @@ def shortcut_figure(teacher: Shortcut, student: Shortcut, name: str, painted: bo
     sns.despine(ax=lines)
     figure.legend(
         handles=[
-            Line2D([], [], color=COLORS["ground truth"], label="the token's place"),
+            Line2D([], [], color=COLORS["ground truth"], label="the marker's place"),
             Line2D([], [], color="0.4", linewidth=1, label="TB"),
             Line2D([], [], color="0.4", linewidth=1, linestyle=":", label="no TB"),
         ],

@@ -7,12 +7,12 @@ import ipywidgets as widgets
 import numpy as np
 
 from tbkd_utils.curvature.spectrum import Spectrum
-from tbkd_utils.experiments.evaluation import Localization, logits_of, loss_parts
+from tbkd_utils.experiments.evaluation import Localization, logit_rows, loss_parts
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.shortcut import Shortcut, has_tokens, shortcut
-from tbkd_utils.experiments.trained import TrainedClassifier
+from tbkd_utils.experiments.shortcut import Shortcut, has_markers, shortcut_effect
+from tbkd_utils.experiments.trained import TrainedNetwork
 from tbkd_utils.localization.scores import image_score
-from tbkd_utils.views.case_table import ORDERS, SIZES, case_table, chosen_cases, kinds_of
+from tbkd_utils.views.case_browser import ORDERS, SIZES, case_table, chosen_cases, kinds_of
 from tbkd_utils.views.explorer import WHOLE, Explorer, View, dropdown, slider, width
 from tbkd_utils.views.explorer_figures import (
     case_figure,
@@ -29,7 +29,7 @@ def case_browser(teacher: Localization, student: Localization) -> Explorer:
     """Looks through the radiographs: truth, heatmaps, boxes and scores, sorted and filtered.
 
     Raises:
-        EvaluationError: If no radiograph is scored for both.
+        UsageError: If no radiograph is scored for both.
     """
     table = case_table(teacher, student)
     chosen = chosen_cases(table, next(iter(ORDERS)))
@@ -93,7 +93,7 @@ def threshold_explorer(teacher: Localization, student: Localization) -> Explorer
     """Moves Algorithm 1's threshold and minimum area: boxes on one radiograph, mIOU over all of them.
 
     Raises:
-        EvaluationError: If no radiograph is scored for both.
+        UsageError: If no radiograph is scored for both.
     """
     table = case_table(teacher, student)
     lives = {found.role: LiveBoxes(found) for found in (teacher, student)}
@@ -111,15 +111,15 @@ def threshold_explorer(teacher: Localization, student: Localization) -> Explorer
 
     controls = {
         "name": dropdown("radiograph", list(table["name"]), middle),
-        "threshold": slider("threshold", recipe.threshold, np.arange(101) / 100),
+        "threshold": slider("threshold", recipe.scores.threshold, np.arange(101) / 100),
         "min_area": slider("minimum area (px²)", smallest, np.linspace(0, top, 51), ".0f"),
     }
     return Explorer("threshold", show, controls)
 
 
-def softening_explorer(experiment: Experiment, teacher: TrainedClassifier, student: TrainedClassifier) -> Explorer:
+def softening_explorer(experiment: Experiment, teacher: TrainedNetwork, student: TrainedNetwork) -> Explorer:
     """Moves the temperature and alpha of equations 1 and 2 over both networks' answers to the test radiographs."""
-    logits = logits_of(experiment, teacher), logits_of(experiment, student)
+    logits = logit_rows(experiment, teacher), logit_rows(experiment, student)
     start = loss_parts(*logits, 1.0, 0.0)
     order = np.argsort(-(start["p_teacher"] - start["p_student"]).abs().to_numpy(), kind="stable")
     names = [f"{start['name'][place]} ({_label(start['label'][place])})" for place in order]
@@ -138,35 +138,37 @@ def softening_explorer(experiment: Experiment, teacher: TrainedClassifier, stude
         return View(softening_figure(parts, place, temperature, alpha), lines, alt)
 
     controls = {
-        "temperature": slider("temperature T", recipe.temperature, np.arange(1, 21) / 2),
-        "alpha": slider("alpha", recipe.alpha, np.arange(21) / 20),
+        "temperature": slider("temperature T", recipe.distillation.temperature, np.arange(1, 21) / 2),
+        "alpha": slider("alpha", recipe.distillation.alpha, np.arange(21) / 20),
         "place": dropdown("radiograph", list(zip(names, map(int, order), strict=True)), int(order[0])),
     }
     return Explorer("softening", show, controls)
 
 
-def shortcut_explorer(experiment: Experiment, teacher: TrainedClassifier, student: TrainedClassifier) -> Explorer:
-    """Paints the known token over: where the networks look, and what they say, with and without it.
+def shortcut_explorer(experiment: Experiment, teacher: TrainedNetwork, student: TrainedNetwork) -> Explorer:
+    """Paints the known marker over: where the networks look, and what they say, with and without it.
 
-    On radiographs without a known token there is nothing to paint, and the explorer says so.
+    On radiographs without a known marker there is nothing to paint, and the explorer says so.
     """
-    if not has_tokens(experiment):
-        nothing = "No token is known in these radiographs, so there is nothing to paint over: only drawings have one."
+    if not has_markers(experiment):
+        nothing = "No marker is known in these radiographs, so there is nothing to paint over: only drawings have one."
         return Explorer("shortcut", lambda: View(None, [nothing]), {})
-    found = [shortcut(experiment, network) for network in (teacher, student)]
+    found = [shortcut_effect(experiment, network) for network in (teacher, student)]
     rows = found[0].rows
-    order = np.argsort((rows["p_tb_painted"] - rows["p_tb"]).to_numpy(), kind="stable")
+    order = np.argsort((rows["probability_painted"] - rows["probability"]).to_numpy(), kind="stable")
     names = [(f"{rows['name'][place]} ({_label(rows['label'][place])})", rows["name"][place]) for place in order]
 
     def show(name: str, painted: bool) -> View:
         lines = [*(_with_and_without(one, name) for one in found), *(_on_average(one) for one in found)]
         state = "painted over" if painted else "in sight"
-        alt = f"Heatmaps of both networks on {name}, its token {state}, and p(TB) with and without. {'. '.join(lines)}."
+        alt = (
+            f"Heatmaps of both networks on {name}, its marker {state}, and p(TB) with and without. {'. '.join(lines)}."
+        )
         return View(shortcut_figure(found[0], found[1], name, painted), lines, alt)
 
     controls = {
         "name": dropdown("radiograph", names, names[0][1]),
-        "painted": widgets.Checkbox(description="paint the token over", indent=False),
+        "painted": widgets.Checkbox(description="paint the marker over", indent=False),
     }
     return Explorer("shortcut", show, controls)
 
@@ -217,14 +219,16 @@ def _at_setting(live: LiveBoxes, name: str, threshold: float, min_area: float) -
 def _with_and_without(found: Shortcut, name: str) -> str:
     row = found.rows.iloc[found.samples.names.index(name)]
     return (
-        f"{found.role}: p(TB) {row['p_tb']:.3f}, painted over {row['p_tb_painted']:.3f}; heatmap on the token's place "
-        f"{row['energy']:.1%}, painted over {row['energy_painted']:.1%} (of {row['token_area']:.1%} of the area)"
+        f"{found.role}: p(TB) {row['probability']:.3f}, painted over {row['probability_painted']:.3f}; "
+        f"heatmap on the marker's place {row['energy']:.1%}, "
+        f"painted over {row['energy_painted']:.1%} (of {row['marker_area']:.1%} of the area)"
     )
 
 
 def _on_average(found: Shortcut) -> str:
     means = [
-        f"{part['p_tb'].mean():.3f}, painted over {part['p_tb_painted'].mean():.3f} ({len(part)} {which} TB)"
+        f"{part['probability'].mean():.3f}, painted over {part['probability_painted'].mean():.3f} "
+        f"({len(part)} {which} TB)"
         for which, part in (("with", found.rows.query("label == 1")), ("without", found.rows.query("label == 0")))
         if len(part)
     ]

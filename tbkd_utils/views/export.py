@@ -16,18 +16,14 @@ from PIL import Image
 
 from tbkd_utils import __version__
 from tbkd_utils.data.files import picture_name, read_radiograph
-from tbkd_utils.errors import TbkdError
-from tbkd_utils.experiments.locate import Finding, Located, reason
+from tbkd_utils.errors import RunError, TbkdError
+from tbkd_utils.experiments.predict import Finding, Located, reason
 from tbkd_utils.runs import DONE, Run, explained, read_json, write_bytes, write_csv, write_json
-from tbkd_utils.views.overlay import overlay_png
+from tbkd_utils.views.overlays import overlay_png
 
 CATEGORY = {"id": 1, "name": "tuberculosis", "supercategory": ""}
 KIND = "suggestions"
 OVERLAYS, PICTURES = "overlays", "pictures"
-
-
-class SuggestionsError(TbkdError, ValueError):
-    """A folder that must not be written over."""
 
 
 def coco(located: Located) -> dict[str, Any]:
@@ -42,13 +38,13 @@ def coco(located: Located) -> dict[str, Any]:
     for number, found in enumerate(located.findings, start=1):
         images.append({
             "id": number, "file_name": _shown_name(found), "source": found.name, "width": found.geometry.width,
-            "height": found.geometry.height, "p_tb": found.p_tb,
+            "height": found.geometry.height, "probability": found.probability,
         })  # fmt: skip
         for left, top, right, bottom in found.boxes.astype(np.float64).tolist():
             annotations.append({
                 "id": len(annotations) + 1, "image_id": number, "category_id": CATEGORY["id"],
                 "bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top),
-                "segmentation": [], "iscrowd": 0, "score": found.p_tb,
+                "segmentation": [], "iscrowd": 0, "score": found.probability,
             })  # fmt: skip
     description = "Boxes suggested by a network, to be corrected by a reader. Not for use on patients."
     info = {"description": description, "version": __version__, **_made_by(located)}
@@ -56,19 +52,21 @@ def coco(located: Located) -> dict[str, Any]:
 
 
 def box_table(located: Located) -> pd.DataFrame:
-    """Returns one row per box: file, p_tb, x, y, width, height (pixels of the file), area."""
+    """Returns one row per box: file, probability, x, y, width, height (pixels of the file), area."""
     rows = [
-        (found.name, found.p_tb, left, top, right - left, bottom - top, (right - left) * (bottom - top))
+        (found.name, found.probability, left, top, right - left, bottom - top, (right - left) * (bottom - top))
         for found in located.findings
         for left, top, right, bottom in found.boxes.astype(np.float64).tolist()
     ]
-    return pd.DataFrame(rows, columns=["file", "p_tb", "x", "y", "width", "height", "area"])
+    return pd.DataFrame(rows, columns=["file", "probability", "x", "y", "width", "height", "area"])
 
 
 def image_table(located: Located) -> pd.DataFrame:
-    """Returns one row per radiograph: file, width, height, p_tb, boxes (how many), note."""
-    rows = [(f.name, f.geometry.width, f.geometry.height, f.p_tb, len(f.boxes), f.note) for f in located.findings]
-    return pd.DataFrame(rows, columns=["file", "width", "height", "p_tb", "boxes", "note"])
+    """Returns one row per radiograph: file, width, height, probability, boxes (how many), note."""
+    rows = [
+        (f.name, f.geometry.width, f.geometry.height, f.probability, len(f.boxes), f.note) for f in located.findings
+    ]
+    return pd.DataFrame(rows, columns=["file", "width", "height", "probability", "boxes", "note"])
 
 
 def failure_table(located: Located) -> pd.DataFrame:
@@ -80,7 +78,7 @@ def check_writable(out: Path) -> None:
     """Refuses a folder that holds anything but the untouched outcome of an earlier call.
 
     Raises:
-        SuggestionsError: If something else is there, or a file was changed or added since.
+        RunError: If something else is there, or a file was changed or added since.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -88,13 +86,13 @@ def check_writable(out: Path) -> None:
     marker = read_json(out / DONE) if out.is_dir() else None
     settings = marker.get("settings") if isinstance(marker, dict) else None
     if marker is None or not isinstance(settings, dict) or settings.get("kind") != KIND:
-        raise SuggestionsError(f"{out}: holds something that `tbkd locate` did not write. {advice}")
+        raise RunError(f"{out}: holds something that `tbkd locate` did not write. {advice}")
     problem = Run(out, settings).problem
     known = {*marker["files"], DONE}
     added = sorted(str(one.relative_to(out)) for one in out.rglob("*") if one.is_file())
     added = [name for name in added if name not in known]
     if problem or added:
-        raise SuggestionsError(f"{out}: {problem or f'{added[0]} was added'} since it was written. {advice}")
+        raise RunError(f"{out}: {problem or f'{added[0]} was added'} since it was written. {advice}")
 
 
 def write_suggestions(
@@ -115,14 +113,14 @@ def write_suggestions(
         What was written: files that could not be read a second time have become failures.
 
     Raises:
-        SuggestionsError: If the folder holds anything else.
+        RunError: If the folder holds anything else.
         RunError: If the disk is full or not writable; the folder is then as it was.
     """
     out = out.expanduser().resolve()
     check_writable(out)
     inside = [found.path for found in located.findings if out in found.path.resolve().parents]
     if inside:
-        raise SuggestionsError(f"{inside[0]}: lies in {out}, which would be replaced. Name another folder with --out.")
+        raise RunError(f"{inside[0]}: lies in {out}, which would be replaced. Name another folder with --out.")
     fresh = out.with_name(f".{out.name}.{secrets.token_hex(8)}")
     written, failures = [], list(located.failures)
     try:
@@ -159,7 +157,7 @@ def _made_by(located: Located) -> dict[str, Any]:
     trained = located.trained
     return {
         "network": trained.run.path.name, "recipe": trained.recipe.name,
-        "settings": trained.recipe.part("pixels", "heatmaps", "scores"),
+        "settings": trained.recipe.flat("pixels", "heatmaps", "scores"),
         "min_area": located.min_area, "min_probability": located.min_probability,
     }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """The paper's figures and their companions; each function draws one and returns a matplotlib `Figure`.
 
-Ground truth is green, the teacher red, the student blue, as in the paper, in hues that colour-blind readers can tell
+Ground truth is green, the teacher red, the student blue, as in the paper, in hues that color-blind readers can tell
 apart; line styles say the same once more.
 """
 
@@ -21,14 +21,29 @@ from matplotlib.ticker import MaxNLocator
 from tbkd_utils.data.cache import Samples
 from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.seeding import stable_seed
-from tbkd_utils.data.transforms import augment
+from tbkd_utils.data.transforms import rand_augment
 from tbkd_utils.experiments.evaluation import Localization, paired_rows
 from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.localization.boxes import normalize
 
-COLORS = {"ground truth": "#009E73", "teacher": "#D55E00", "student": "#0072B2"}
-STYLES: dict[str, Any] = {"ground truth": "-", "teacher": "--", "student": "-."}
-MARKERS = {"teacher": "o", "student": "s"}
+
+class Looks(dict[str, Any]):
+    """How each network is drawn, by its name; networks that have no look of their own share the last one."""
+
+    def __init__(self, *, other: Any, **known: Any) -> None:
+        super().__init__(known)
+        self.other = other
+
+    def __missing__(self, name: str) -> Any:
+        return self.other
+
+
+# Colors that red-green blind readers tell apart (Okabe and Ito 2008), and lines and marks for those who print in gray.
+COLORS = Looks(other="#555555", teacher="#D55E00", student="#0072B2")
+COLORS["ground truth"] = "#009E73"
+STYLES = Looks(other=":", teacher="--", student="-.")
+STYLES["ground truth"] = "-"
+MARKERS = Looks(other="D", teacher="o", student="s")
 HEAT = "inferno"
 IMAGE_DPI = 64  # of figures made of radiographs, which are heavy inside a notebook
 
@@ -39,9 +54,9 @@ def _blank(axes: Axes, image: np.ndarray) -> None:
 
 
 def draw_boxes(axes: Axes, boxes: np.ndarray, who: str) -> None:
-    """Outlines boxes (k, 4) xyxy on an image in the colour and line style of `who`."""
+    """Outlines boxes (k, 4) xyxy on an image in the color and line style of `who`."""
     for left, top, right, bottom in boxes:
-        # A pixel's centre has whole coordinates in imshow, its left edge half a pixel less.
+        # A pixel's center has whole coordinates in imshow, its left edge half a pixel less.
         axes.add_patch(
             Rectangle(
                 (left - 0.5, top - 0.5), right - left, bottom - top,
@@ -68,12 +83,18 @@ def _legend(figure: Figure, who: Sequence[str], *others: Line2D) -> None:
     figure.legend(handles=[*handles, *others], loc="outside lower center", ncols=len(who) + len(others), frameon=False)
 
 
-def radiographs(samples: Samples, columns: int = 5) -> Figure:
-    """Draws radiographs of each class, evenly spaced in the order of the set, with their ground-truth boxes."""
-    figure = Figure(figsize=(2.1 * columns, 4.9), dpi=IMAGE_DPI, layout="constrained")
-    grid = figure.subplots(2, columns, squeeze=False)
-    for axes_row, label, title in zip(grid, (1, 0), ("TB", "no TB"), strict=True):
-        chosen = np.flatnonzero(samples.labels == label)
+def radiographs(samples: Samples, classes: Sequence[str], columns: int = 5) -> Figure:
+    """Draws radiographs of each class, evenly spaced in the order of the set, with their ground-truth boxes.
+
+    Args:
+        samples: With one class each.
+        classes: Names of the classes; the last one is drawn first.
+        columns: Of each class.
+    """
+    figure = Figure(figsize=(2.1 * columns, 2.45 * len(classes)), dpi=IMAGE_DPI, layout="constrained")
+    grid = figure.subplots(len(classes), columns, squeeze=False)
+    for axes_row, (label, title) in zip(grid, reversed(list(enumerate(classes))), strict=True):
+        chosen = np.flatnonzero(samples.targets == label)
         chosen = chosen[np.linspace(0, len(chosen) - 1, min(columns, len(chosen))).astype(int)]
         for axes in axes_row:
             axes.set_axis_off()
@@ -94,7 +115,7 @@ def preprocessing(image: np.ndarray, boxes: np.ndarray, recipe: Recipe, examples
         recipe: Resize, crop and RandAugment.
         examples: How many augmented versions.
     """
-    geometry = Geometry(image.shape[0], image.shape[1], recipe.resize, recipe.crop)
+    geometry = Geometry(image.shape[0], image.shape[1], recipe.pixels.resize, recipe.pixels.crop)
     crop = geometry.pixels(image)
     figure = Figure(figsize=(2.2 * (2 + examples), 2.8), dpi=IMAGE_DPI, layout="constrained")
     row = figure.subplots(1, 2 + examples)
@@ -103,10 +124,11 @@ def preprocessing(image: np.ndarray, boxes: np.ndarray, recipe: Recipe, examples
     row[0].set_title(f"stored\n{image.shape[1]} x {image.shape[0]} px", fontsize=9)
     _blank(row[1], crop)
     draw_boxes(row[1], geometry.boxes(boxes), "ground truth")
-    row[1].set_title(f"resized to {recipe.resize},\ncentre {recipe.crop} px", fontsize=9)
+    row[1].set_title(f"resized to {recipe.pixels.resize},\ncenter {recipe.pixels.crop} px", fontsize=9)
     for number, axes in enumerate(row[2:]):
-        seed = stable_seed("figure", recipe.data_seed, number)
-        _blank(axes, augment(crop, recipe.randaugment_ops, recipe.randaugment_magnitude, seed))
+        seed = stable_seed("figure", recipe.data.data_seed, number)
+        how = {"operations": recipe.training.randaugment_ops, "magnitude": recipe.training.randaugment_magnitude}
+        _blank(axes, rand_augment(crop, None, seed, **how)[0])
         axes.set_title(f"RandAugment\nexample {number + 1}", fontsize=9)
     return figure
 
@@ -115,7 +137,7 @@ def histories(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Draws the loss per epoch; the student's loss is equation 1, so its height is not comparable with the teacher's.
 
     Args:
-        tables: `teacher`, `student` or both, to a table with epoch, train_loss, monitored_loss.
+        tables: `teacher`, `student` or both, to a table with epoch, train_loss, validation_loss.
     """
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
@@ -123,7 +145,7 @@ def histories(tables: Mapping[str, pd.DataFrame]) -> Figure:
         epochs = table["epoch"] + 1
         style: dict[str, Any] = {"color": COLORS[name], "marker": MARKERS[name], "markersize": 4}
         axes.plot(epochs, table["train_loss"], linestyle=":", **style, label=f"{name}, training")
-        axes.plot(epochs, table["monitored_loss"], linestyle="-", **style, label=f"{name}, monitored")
+        axes.plot(epochs, table["validation_loss"], linestyle="-", **style, label=f"{name}, validation")
     axes.set(xlabel="epoch", ylabel="loss (nats)", ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
@@ -144,21 +166,21 @@ def heatmap_to_boxes(
 
     Args:
         image: uint8 (H, W).
-        heatmap: float (H, W), not normalised.
+        heatmap: float (H, W), not normalized.
         boxes: Predicted boxes, (k, 4) xyxy.
         truth: Ground-truth boxes, (m, 4) xyxy.
-        threshold: Of the normalised heatmap.
+        threshold: Of the normalized heatmap.
         who: `teacher` or `student`, whose heatmap it is.
-        method: How the heatmap is normalised, the recipe's `normalisation`.
+        method: How the heatmap is normalized, the recipe's `normalization`.
     """
     scaled = normalize(heatmap, method=method)
     figure = Figure(figsize=(10, 3.3), dpi=IMAGE_DPI, layout="constrained")
     row = figure.subplots(1, 4)
-    for axes, title in zip(row, ("radiograph", "normalised Grad-CAM", f"mask at {threshold:g}", "boxes"), strict=True):
+    for axes, title in zip(row, ("radiograph", "normalized Grad-CAM", f"mask at {threshold:g}", "boxes"), strict=True):
         _blank(axes, image)
         axes.set_title(title, fontsize=10)
     shown = row[1].imshow(scaled, cmap=HEAT, alpha=0.55, vmin=0, vmax=1)
-    figure.colorbar(shown, ax=row[1], shrink=0.75, label="normalised heatmap")
+    figure.colorbar(shown, ax=row[1], shrink=0.75, label="normalized heatmap")
     mask = np.where(scaled >= np.float32(threshold), 1.0, np.nan)
     row[2].imshow(mask, cmap=ListedColormap([COLORS[who]]), alpha=0.5)
     draw_boxes(row[3], truth, "ground truth")
@@ -172,7 +194,9 @@ def algorithm_1(found: Localization, index: int) -> Figure:
     recipe = found.experiment.recipe
     image, truth = found.samples.pixels[index], found.samples.boxes[index]
     heatmap, boxes = found.heatmaps[index], found.boxes[index]
-    return heatmap_to_boxes(image, heatmap, boxes, truth, recipe.threshold, found.role, recipe.normalisation)
+    return heatmap_to_boxes(
+        image, heatmap, boxes, truth, recipe.scores.threshold, found.role, recipe.scores.normalization
+    )
 
 
 def qualitative_grid(teacher: Localization, student: Localization, indices: Sequence[int]) -> Figure:
@@ -196,7 +220,7 @@ def qualitative_grid(teacher: Localization, student: Localization, indices: Sequ
         draw_boxes(row[0], truth, "ground truth")
         for found, heat, boxed in ((teacher, row[1], row[3]), (student, row[2], row[4])):
             place = found.samples.names.index(name)
-            method = found.experiment.recipe.normalisation
+            method = found.experiment.recipe.scores.normalization
             heat.imshow(normalize(found.heatmaps[place], method=method), cmap=HEAT, alpha=0.55, vmin=0, vmax=1)
             draw_boxes(boxed, truth, "ground truth")
             draw_boxes(boxed, found.boxes[place], found.role)
@@ -212,7 +236,7 @@ def spread_of_cases(teacher: Localization, student: Localization, count: int = 4
         Positions among the teacher's radiographs, for `qualitative_grid`.
 
     Raises:
-        EvaluationError: If no radiograph is scored for both.
+        UsageError: If no radiograph is scored for both.
     """
     pairs = paired_rows(teacher, student)
     order = np.argsort((pairs["score_student"] - pairs["score_teacher"]).to_numpy(), kind="stable")
@@ -265,7 +289,7 @@ def threshold_curves(rows: Mapping[str, pd.DataFrame], threshold: float) -> Figu
             axes.plot(means.index, means[column], color=COLORS[who], linestyle=STYLES[who], label=who)
     for axes, label in ((left, "mIOU (Algorithm 2)"), (middle, "one-to-one mIOU"), (right, "boxes per radiograph")):
         axes.axvline(threshold, color="0.3", linewidth=1.0, linestyle=":")
-        axes.set(xlabel="threshold of the normalised heatmap", ylabel=label, ylim=(0, None), xlim=(0, 1))
+        axes.set(xlabel="threshold of the normalized heatmap", ylabel=label, ylim=(0, None), xlim=(0, 1))
     _legend(figure, list(rows), Line2D([], [], color="0.3", linewidth=1.0, linestyle=":", label="this run's threshold"))
     sns.despine(figure)
     return figure

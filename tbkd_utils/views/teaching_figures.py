@@ -8,13 +8,13 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from tbkd_utils.experiments.evaluation import Localization, probabilities
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.recipe import Recipe
-from tbkd_utils.experiments.trained import TrainedClassifier
-from tbkd_utils.localization.gradcam import channel_contributions
+from tbkd_utils.experiments.trained import TrainedNetwork
+from tbkd_utils.localization.heatmaps import channel_contributions
 from tbkd_utils.localization.scores import image_score, iou_matrix, matched_score
 from tbkd_utils.models.losses import soften
 from tbkd_utils.views.figures import COLORS, HEAT, STYLES
 
-SIGNED = "RdBu_r"  # blue: against, red: for; readable for colour-blind readers
+SIGNED = "RdBu_r"  # blue: against, red: for; readable for color-blind readers
 INK = "0.15"
 LESIONS = np.array([[10, 14, 44, 46], [10, 50, 40, 84]], dtype=np.float32)
 PREDICTED = np.array([[14, 16, 47, 82], [26, 62, 56, 94], [68, 60, 90, 86]], dtype=np.float32)
@@ -22,7 +22,7 @@ NARROW, WIDE = 8.0, 1.0  # eigenvalues of the two bowls
 
 
 def softened_answers(
-    experiment: Experiment, teacher: TrainedClassifier, temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
+    experiment: Experiment, teacher: TrainedNetwork, temperatures: tuple[float, ...] = (1.0, 2.0, 4.0)
 ) -> Figure:
     """Draws what a label, a teacher and a softened teacher say of three test radiographs.
 
@@ -30,7 +30,7 @@ def softened_answers(
     and of the others the one whose probability of TB is nearest to 0.9.
     """
     rows, samples = probabilities(experiment, teacher), experiment.test
-    p = rows["p_tb"].to_numpy()
+    p = rows["probability"].to_numpy()
     tb = np.flatnonzero(rows["label"] == 1)
     surest, doubtful = tb[p[tb].argmax()], tb[np.abs(p[tb] - 0.5).argmin()]
     others = [index for index in tb if index not in (surest, doubtful)] or [surest]
@@ -51,9 +51,9 @@ def softened_answers(
     return figure
 
 
-def _answer(axes: Axes, p_tb: float, color: str) -> None:
+def _answer(axes: Axes, probability: float, color: str) -> None:
     """Two bars: the probability of TB and of no TB."""
-    places, values = (1, 0), (p_tb, 1 - p_tb)
+    places, values = (1, 0), (probability, 1 - probability)
     axes.barh(places, values, color=color, height=0.55)
     for place, value in zip(places, values, strict=True):
         axes.text(value + 0.04, place, f"{value:.2f}", va="center", fontsize=10)
@@ -62,7 +62,7 @@ def _answer(axes: Axes, p_tb: float, color: str) -> None:
     axes.tick_params(length=0)
 
 
-def grad_cam_sum(found: Localization, trained: TrainedClassifier, index: int, shown: int = 3) -> Figure:
+def grad_cam_sum(found: Localization, trained: TrainedNetwork, index: int, shown: int = 3) -> Figure:
     """Draws how Grad-CAM adds up: channels times their weights, their sum, its positive part, enlarged.
 
     Args:
@@ -72,17 +72,18 @@ def grad_cam_sum(found: Localization, trained: TrainedClassifier, index: int, sh
         shown: How many channels; those that contribute most, one of them against TB if there is any.
     """
     recipe, samples = found.experiment.recipe, found.samples
-    layer = None if recipe.cam_layer == "last_stage" else recipe.cam_layer
-    parts = channel_contributions(trained.model(), samples.images(index, index + 1).to(trained.device), layer=layer)
+    image, explained = trained.images(samples, index, index + 1).to(trained.device), trained.task.explained
+    layer = recipe.heatmaps.cam_layer
+    parts = channel_contributions(trained.model(), image, trained.network, explained, layer=layer)
     order = parts.mean(axis=(1, 2)).argsort()[::-1]
     chosen = [*order[: shown - 1], order[-1]]
     figure = Figure(figsize=(8.8, 4.9), dpi=72, layout="constrained")
     grid = figure.subplots(2, shown + 1, squeeze=False)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
-    image, side = samples.pixels[index], samples.pixels.shape[1]
+    pixels, side = samples.pixels[index], samples.pixels.shape[1]
     for axes in (grid[0, 0], grid[1, 2], grid[1, 3]):
-        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
     top = max(float(np.abs(parts[chosen]).max()), 1e-12)
     for axes, channel in zip(grid[0, 1:], chosen, strict=True):
         axes.imshow(parts[channel], cmap=SIGNED, vmin=-top, vmax=top)
@@ -197,19 +198,28 @@ def framework(recipe: Recipe) -> Figure:
     axes = figure.subplots()
     axes.set(xlim=(0, 11), ylim=(0, 4.4))
     axes.set_axis_off()
-    teacher, student, grey = COLORS["teacher"], COLORS["student"], "#555555"
-    augmented = f"RandAugment({recipe.randaugment_ops}, {recipe.randaugment_magnitude})"
-    _box(axes, 0.1, 1.75, 1.7, 1.1, "radiographs\nlabelled TB / no TB", grey)
-    _box(axes, 2.2, 1.75, 1.8, 1.1, f"resize {recipe.resize}, crop {recipe.crop}\n{augmented}\nnormalise", grey)
-    _box(axes, 4.5, 3.2, 1.9, 1.0, f"teacher\n{recipe.backbone}\nfrozen", teacher)
-    _box(axes, 4.5, 0.4, 1.9, 1.0, f"student\n{recipe.backbone}\ntrained", student)
+    teacher, student, gray = COLORS["teacher"], COLORS["student"], "#555555"
+    augmented = f"RandAugment({recipe.training.randaugment_ops}, {recipe.training.randaugment_magnitude})"
+    _box(axes, 0.1, 1.75, 1.7, 1.1, "radiographs\nlabeled TB / no TB", gray)
+    _box(
+        axes,
+        2.2,
+        1.75,
+        1.8,
+        1.1,
+        f"resize {recipe.pixels.resize}, crop {recipe.pixels.crop}\n{augmented}\nnormalize",
+        gray,
+    )
+    _box(axes, 4.5, 3.2, 1.9, 1.0, f"teacher\n{recipe.training.network}\nfrozen", teacher)
+    _box(axes, 4.5, 0.4, 1.9, 1.0, f"student\n{recipe.training.network}\ntrained", student)
+    alpha = recipe.distillation.alpha
     _box(axes, 6.9, 1.6, 1.95, 1.4,
-         f"loss, equation 1\n(1 - {recipe.alpha:g}) soft target\n+ {recipe.alpha:g} cross-entropy\n"
-         f"T = {recipe.temperature:g}",
-         grey)  # fmt: skip
+         f"loss, equation 1\n(1 - {alpha:g}) soft target\n+ {alpha:g} cross-entropy\n"
+         f"T = {recipe.distillation.temperature:g}",
+         gray)  # fmt: skip
     _box(axes, 7.25, 0.2, 1.5, 0.8, "Grad-CAM, TB\n(either network)", student)
     _box(axes, 9.15, 0.2, 1.75, 0.8, "boxes\nAlgorithm 1", student)
-    _box(axes, 9.15, 1.9, 1.75, 0.8, "mIOU\nAlgorithms 2-3", grey)
+    _box(axes, 9.15, 1.9, 1.75, 0.8, "mIOU\nAlgorithms 2-3", gray)
     _box(axes, 9.15, 3.4, 1.75, 0.8, "radiologists' boxes\n(scoring only)", COLORS["ground truth"])
     for start, end, text in (
         ((1.8, 2.3), (2.2, 2.3), ""),

@@ -12,10 +12,10 @@ import ipywidgets as widgets
 
 from tbkd_utils.data.files import ENDINGS
 from tbkd_utils.errors import TbkdError
-from tbkd_utils.experiments.locate import Finding, Located, locate
-from tbkd_utils.experiments.trained import TrainedClassifier
+from tbkd_utils.experiments.predict import Finding, Located, locate
+from tbkd_utils.experiments.trained import TrainedNetwork
 from tbkd_utils.views.export import box_table, coco
-from tbkd_utils.views.overlay import overlay_png
+from tbkd_utils.views.overlays import overlay_png
 
 HINT = (
     "PNG, JPEG, TIFF, BMP or DICOM; 200 MB at a time under <code>make lab</code>. Jupyter started otherwise drops more "
@@ -24,14 +24,14 @@ HINT = (
 )
 
 
-def locate_upload(trained: TrainedClassifier, **settings: Any) -> widgets.VBox:
+def locate_upload(trained: TrainedNetwork, **settings: Any) -> widgets.VBox:
     """Returns a widget that locates TB in the radiographs that are given to its button.
 
     The button is reached with Tab and opened with Enter or Space. What goes wrong is said in the area below it, file
     by file. The files lie in a temporary folder while they are read, and nowhere afterwards.
 
     Args:
-        trained: The network, from `train_student` or `open_trained`.
+        trained: The network, from `train_student` or `load_trained`.
         **settings: As `locate` takes them: threshold, min_area, min_probability, data.
 
     Returns:
@@ -102,7 +102,7 @@ def _link(name: str, kind: str, content: bytes) -> str:
 def _image(found: Finding, who: str) -> str:
     picture = base64.b64encode(overlay_png(found, who)).decode()
     boxes = "; ".join("left {:.0f}, top {:.0f}, right {:.0f}, bottom {:.0f}".format(*box) for box in found.boxes)
-    told = f"{found.name}: probability of TB {found.p_tb:.2f}; boxes: {boxes or 'none'}"
+    told = f"{found.name}: probability of TB {found.probability:.2f}; boxes: {boxes or 'none'}"
     return f"<img alt='{escape(told)}' style='max-width: 100%' src='data:image/png;base64,{picture}'>"
 
 
@@ -117,5 +117,5 @@ def _summary(located: Located) -> str:
 
 
 def _status(text: str, failed: bool = False) -> str:
-    """A line that screen readers announce; what failed is said in words, not in colour alone."""
+    """A line that screen readers announce; what failed is said in words, not in color alone."""
     return f"<p role='status'>{'<b>Failed:</b> ' if failed else ''}{escape(text)}</p>"

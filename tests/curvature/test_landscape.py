@@ -4,9 +4,9 @@ import torch
 from hessian_cases import Quadratic, blank_batches, cross_entropy, output_itself, small_mlp
 from torch import nn
 
-from tbkd_utils.curvature.landscape import filter_normalised_direction, loss_along, loss_rise
-from tbkd_utils.curvature.products import HessianError
-from tbkd_utils.curvature.spectrum import spectrum
+from tbkd_utils.curvature.landscape import filter_normalized_direction, loss_along, loss_rise
+from tbkd_utils.curvature.spectrum import hessian_spectrum
+from tbkd_utils.errors import ModelError
 
 
 def convolutional():
@@ -18,16 +18,16 @@ def convolutional():
 
 def test_filters_get_the_norms_of_the_networks():
     model, _ = convolutional()
-    direction = filter_normalised_direction(model, seed=3)
+    direction = filter_normalized_direction(model, seed=3)
     convolution, bias, scale, shift, linear, last = direction.split([p.numel() for p in model.parameters()])
     torch.testing.assert_close(convolution.view(3, -1).norm(dim=1), model[0].weight.detach().flatten(1).norm(dim=1))
     torch.testing.assert_close(linear.view(2, -1).norm(dim=1), model[4].weight.detach().norm(dim=1))
     assert not any(part.any() for part in (bias, scale, shift, last))
-    assert torch.equal(direction, filter_normalised_direction(model, seed=3))
-    assert not torch.equal(direction, filter_normalised_direction(model, seed=4))
+    assert torch.equal(direction, filter_normalized_direction(model, seed=3))
+    assert not torch.equal(direction, filter_normalized_direction(model, seed=4))
     with torch.no_grad():
         model[0].weight[1].zero_()  # a dead filter does not move
-    assert not filter_normalised_direction(model, seed=3)[18:36].any()
+    assert not filter_normalized_direction(model, seed=3)[18:36].any()
 
 
 def test_a_quadratic_rises_as_its_matrix_says():
@@ -42,7 +42,7 @@ def test_a_quadratic_rises_as_its_matrix_says():
 
 def test_along_the_top_eigenvector_the_second_difference_is_the_eigenvalue():
     model, batches = small_mlp(4)
-    found = spectrum(model, cross_entropy, batches, tolerance=1e-6, probes=0)
+    found = hessian_spectrum(model, cross_entropy, batches, tolerance=1e-6, probes=0)
     step = 1e-3
     low, middle, high = loss_along(model, cross_entropy, batches, found.eigenvectors[0], np.array([-step, 0, step]))
     assert middle == pytest.approx(found.loss, rel=1e-12)
@@ -78,7 +78,7 @@ def test_rise_is_the_mean_over_its_draws():
     found = loss_rise(model, cross_entropy, batches, radius=0.3, draws=4, seed=5)
     rises = []
     for seed in (5, 6, 7, 8):
-        direction = filter_normalised_direction(model, seed)
+        direction = filter_normalized_direction(model, seed)
         start, end = loss_along(model, cross_entropy, batches, direction, np.array([0, 0.3]))
         rises.append(end - start)
     np.testing.assert_allclose(found.rises, rises)
@@ -89,17 +89,17 @@ def test_rise_is_the_mean_over_its_draws():
 
 def test_bad_input_is_refused():
     model, batches = small_mlp(0)
-    with pytest.raises(HessianError, match="direction has 3"):
+    with pytest.raises(ModelError, match="direction has 3"):
         loss_along(model, cross_entropy, batches, torch.ones(3), np.array([1.0]))
-    with pytest.raises(HessianError, match="radius"):
+    with pytest.raises(ModelError, match="radius"):
         loss_rise(model, cross_entropy, batches, radius=0)
-    with pytest.raises(HessianError, match="draws"):
+    with pytest.raises(ModelError, match="draws"):
         loss_rise(model, cross_entropy, batches, draws=1)
-    with pytest.raises(HessianError, match="no trainable weight"):
-        filter_normalised_direction(nn.BatchNorm1d(3), 0)
-    with pytest.raises(HessianError, match="no data"):
+    with pytest.raises(ModelError, match="no trainable weight"):
+        filter_normalized_direction(nn.BatchNorm1d(3), 0)
+    with pytest.raises(ModelError, match="no data"):
         loss_rise(model, cross_entropy, [])
     broken = [(batches[0][0] * float("inf"), batches[0][1])]
-    direction = filter_normalised_direction(model, 0)
-    with pytest.raises(HessianError, match="batch 0 is"):
+    direction = filter_normalized_direction(model, 0)
+    with pytest.raises(ModelError, match="batch 0 is"):
         loss_along(model, cross_entropy, broken, direction, np.array([1.0]))

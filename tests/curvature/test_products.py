@@ -4,8 +4,8 @@ import torch
 from hessian_cases import cross_entropy, other_product
 from torch import nn
 
-from tbkd_utils.curvature.operator import Objective
-from tbkd_utils.models.state import left_as_found
+from tbkd_utils.curvature.operator import HessianOperator
+from tbkd_utils.models.state import preserved
 
 
 def network(groups):
@@ -33,8 +33,8 @@ def batches_of(*sizes):
 def test_each_route_gives_the_independent_product(groups, sizes, forward):
     model, batches = network(groups).double().eval(), [(x.double(), y) for x, y in batches_of(*sizes)]
     vectors = np.random.default_rng(2).normal(size=(3, sum(p.numel() for p in model.parameters())))
-    with left_as_found(model, 0):
-        objective = Objective(model, cross_entropy, batches)
+    with preserved(model, 0):
+        objective = HessianOperator(model, cross_entropy, batches)
         first = objective.products(torch.as_tensor(vectors)).numpy()
         again = objective.products(torch.as_tensor(vectors[1:2])).numpy()
     assert objective._forward is forward
@@ -50,8 +50,8 @@ def test_frozen_layers_are_left_out_on_both_routes():
     sizes = [p.numel() for p in model.parameters()]
     frozen, free = sum(sizes[:2]), sum(sizes[2:])
     vector = torch.randn(free, dtype=torch.float64)
-    with left_as_found(model, 0):
-        found = Objective(model, cross_entropy, batches).products(vector[None])[0]
+    with preserved(model, 0):
+        found = HessianOperator(model, cross_entropy, batches).products(vector[None])[0]
     whole = other_product(model, cross_entropy, batches, np.r_[np.zeros(frozen), vector.numpy()])
     np.testing.assert_allclose(found, whole[frozen:], rtol=1e-9, atol=1e-12)
 
@@ -63,8 +63,8 @@ def test_a_loss_that_reads_the_weights_keeps_all_of_its_hessian():
         return cross_entropy(outputs, targets) + sum(p.square().sum() for p in model.parameters()) * 3 / 2
 
     vector = torch.randn(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
-    with left_as_found(model, 0):
-        objective = Objective(model, decayed, batches)
+    with preserved(model, 0):
+        objective = HessianOperator(model, decayed, batches)
         found = objective.products(vector[None])[0]
     plain = other_product(model, cross_entropy, batches, vector.numpy())
     np.testing.assert_allclose(found, plain + 3 * vector.numpy(), rtol=1e-9, atol=1e-12)
@@ -98,8 +98,8 @@ def test_an_operation_without_forward_mode_falls_back():
     custom = nn.Sequential(network(4), Twice()).double().eval()
     plain = nn.Sequential(network(4), Plain()).double().eval()
     vector = torch.randn(sum(p.numel() for p in plain.parameters()), dtype=torch.float64)
-    with left_as_found(custom, 0):
-        objective = Objective(custom, cross_entropy, batches)
+    with preserved(custom, 0):
+        objective = HessianOperator(custom, cross_entropy, batches)
         found = objective.products(vector[None])[0]
     assert objective._forward is False
     np.testing.assert_allclose(
@@ -109,12 +109,12 @@ def test_an_operation_without_forward_mode_falls_back():
 
 def test_the_route_is_chosen_once_for_a_network_and_a_loss_and_again_if_the_network_is_another(monkeypatch):
     chosen = []
-    choose = Objective._choose
-    monkeypatch.setattr(Objective, "_choose", lambda self, *given: chosen.append(1) or choose(self, *given))
+    choose = HessianOperator._choose
+    monkeypatch.setattr(HessianOperator, "_choose", lambda self, *given: chosen.append(1) or choose(self, *given))
 
     def look(model, loss, *sizes):
-        with left_as_found(model, 0):
-            objective = Objective(model, loss, batches_of(*sizes))
+        with preserved(model, 0):
+            objective = HessianOperator(model, loss, batches_of(*sizes))
             objective.products(torch.ones(1, objective.size))
 
     model = network(4)

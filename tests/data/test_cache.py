@@ -12,31 +12,32 @@ from PIL import Image
 from tbkd_utils.data import cache as module
 from tbkd_utils.data.cache import PIXELS, SIZES, PickedRows, Samples, load_samples
 from tbkd_utils.data.geometry import Geometry
-from tbkd_utils.data.images import ImageError, read_image
-from tbkd_utils.data.records import DatasetError, Radiograph
+from tbkd_utils.data.images import read_image
+from tbkd_utils.data.records import Radiograph
 from tbkd_utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from tbkd_utils.errors import DataError
 from tbkd_utils.runs import DONE, Run, RunWarning
 
 RESIZE, CROP = 40, 32
 
 
 def written(path: Path, shape: tuple[int, ...], seed: int = 0) -> Path:
-    """A PNG of noise: (h, w) grey or (h, w, 3) colour."""
+    """A PNG of noise: (h, w) gray or (h, w, 3) color."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(path)
     return path
 
 
-def record(path: Path, boxes: Iterable = (), label: int = 0, **fields) -> Radiograph:
-    return Radiograph(path, label, np.array(list(boxes), np.float32).reshape(-1, 4), "TBX11K", **fields)
+def record(path: Path, boxes: Iterable = (), target: int = 0, **fields) -> Radiograph:
+    return Radiograph(path, target, np.array(list(boxes), np.float32).reshape(-1, 4), "TBX11K", **fields)
 
 
 @pytest.fixture
 def records(tmp_path: Path) -> list[Radiograph]:
-    """Wide, tall, square and coloured files."""
+    """Wide, tall, square and colored files."""
     shapes = ((48, 64), (64, 48), (50, 50), (48, 64, 3), (41, 90))
     files = [written(tmp_path / "imgs" / f"{i}.png", shape, seed=i) for i, shape in enumerate(shapes)]
-    return [record(file, [[4, 8, 30, 40]] * (i % 3), label=i % 2) for i, file in enumerate(files)]
+    return [record(file, [[4, 8, 30, 40]] * (i % 3), target=i % 2) for i, file in enumerate(files)]
 
 
 @pytest.fixture
@@ -75,11 +76,11 @@ def test_pixels_are_the_decoded_file_through_the_geometry(records, run_at) -> No
         assert np.array_equal(pixels, geometry.pixels(image))
 
 
-def test_a_coloured_file_is_reduced_to_its_luminance(tmp_path: Path, run_at) -> None:
-    colours = np.zeros((32, 32, 3), np.uint8)
-    colours[:, :11], colours[:, 11:22], colours[:, 22:] = (200, 0, 0), (0, 200, 0), (0, 0, 200)
-    Image.fromarray(colours).save(tmp_path / "colour.png")
-    loaded = load_samples([record(tmp_path / "colour.png")], run_at, 32, 32)
+def test_a_colored_file_is_reduced_to_its_luminance(tmp_path: Path, run_at) -> None:
+    colors = np.zeros((32, 32, 3), np.uint8)
+    colors[:, :11], colors[:, 11:22], colors[:, 22:] = (200, 0, 0), (0, 200, 0), (0, 0, 200)
+    Image.fromarray(colors).save(tmp_path / "color.png")
+    loaded = load_samples([record(tmp_path / "color.png")], run_at, 32, 32)
     assert loaded.pixels.shape == (1, 32, 32)
     assert np.array_equal(np.unique(loaded.pixels), np.sort([round(200 * share) for share in (0.299, 0.587, 0.114)]))
 
@@ -89,17 +90,17 @@ def test_names_sources_and_labels_keep_the_order(records, run_at) -> None:
     loaded = load_samples(mixed, run_at, RESIZE, CROP)
     assert loaded.names == ("n0", "n1", "n2", "n3", "n4")
     assert loaded.sources == ("s0", "s1", "s2", "s3", "s4")
-    assert loaded.labels.tolist() == [0, 1, 0, 1, 0]
-    assert loaded.labels.dtype == np.int64
+    assert loaded.targets.tolist() == [0, 1, 0, 1, 0]
+    assert loaded.targets.dtype == np.int64
     assert len(loaded) == 5
 
 
 def test_order_holds_when_there_are_more_files_than_one_chunk(tmp_path: Path, run_at) -> None:
-    greys = [(7 * i) % 256 for i in range(300)]
-    for i, grey in enumerate(greys):
-        Image.fromarray(np.full((8, 8), grey, np.uint8)).save(tmp_path / f"{i}.bmp")
+    grays = [(7 * i) % 256 for i in range(300)]
+    for i, gray in enumerate(grays):
+        Image.fromarray(np.full((8, 8), gray, np.uint8)).save(tmp_path / f"{i}.bmp")
     loaded = load_samples([record(tmp_path / f"{i}.bmp") for i in range(300)], run_at, 8, 8)
-    assert np.array_equal(loaded.pixels, np.broadcast_to(np.uint8(greys)[:, None, None], (300, 8, 8)))
+    assert np.array_equal(loaded.pixels, np.broadcast_to(np.uint8(grays)[:, None, None], (300, 8, 8)))
 
 
 def test_boxes_areas_and_dropped_boxes_of_a_hand_made_image(tmp_path: Path, run_at) -> None:
@@ -120,7 +121,7 @@ def test_without_boxes_there_are_empty_boxes(tmp_path: Path, run_at) -> None:
     assert loaded.dropped_boxes == 0
 
 
-def test_images_are_normalised_in_three_channels(records, run_at) -> None:
+def test_images_are_normalized_in_three_channels(records, run_at) -> None:
     loaded = load_samples(records, run_at, RESIZE, CROP)
     images = loaded.images(1, 3)
     assert images.shape == (2, 3, CROP, CROP)
@@ -138,7 +139,7 @@ def test_a_subset_is_the_chosen_samples_in_the_chosen_order(records, run_at) -> 
     assert isinstance(chosen, Samples)
     assert chosen.names == (loaded.names[4], loaded.names[1])
     assert chosen.sources == ("TBX11K", "TBX11K")
-    assert chosen.labels.tolist() == [0, 1]
+    assert chosen.targets.tolist() == [0, 1]
     assert np.array_equal(chosen.pixels, loaded.pixels[[4, 1]])
     assert [len(boxes) for boxes in chosen.boxes] == [1, 1]
     assert [len(areas) for areas in chosen.areas] == [1, 1]
@@ -240,7 +241,7 @@ def test_an_unfinished_cache_is_rebuilt(records, run_at, decoded, tmp_path: Path
 def test_a_bad_file_is_named_and_leaves_nothing_that_is_believed(records, run_at, tmp_path: Path) -> None:
     good = records[3].path.read_bytes()
     records[3].path.write_bytes(good[: len(good) // 2])
-    with pytest.raises(ImageError, match=r"3\.png"):
+    with pytest.raises(DataError, match=r"3\.png"):
         load_samples(records, run_at, RESIZE, CROP)
     assert sorted(entry.name for entry in the_run(tmp_path).iterdir()) == ["settings.json"]
     records[3].path.write_bytes(good)
@@ -254,7 +255,7 @@ def test_boxes_for_an_image_of_another_size_are_refused(tmp_path: Path, run_at, 
     file = written(tmp_path / "small.png", (48, 64))
     wrong = record(file, [[100, 100, 200, 200]], size=(512, 512))
     for _ in range(2):  # from the files, and from the cache
-        with pytest.raises(DatasetError, match=r"small\.png.*\(64, 48\).*\(512, 512\)"):
+        with pytest.raises(DataError, match=r"small\.png.*\(64, 48\).*\(512, 512\)"):
             load_samples([wrong], run_at, RESIZE, CROP)
     assert len(decoded) == 1
 

@@ -14,9 +14,9 @@ import tiny_dataset as tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tbkd_utils.data.dataset import byte_identical, find_layout, fingerprint, read_dataset, require_both_classes
-from tbkd_utils.data.records import DatasetError, Radiograph, box_from_xywh, relative_name
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.data.dataset import byte_identical, find_layout, fingerprint, read_dataset, require_classes
+from tbkd_utils.data.records import Radiograph, box_from_xywh, relative_name
+from tbkd_utils.errors import DataError, TbkdError
 
 EXTRA = (
     "mc+shenzhen/train/CHNCXR_0004_0.png",
@@ -44,7 +44,7 @@ def kaggle(tmp_path: Path) -> Path:
 def test_split_comes_in_list_order_with_class_from_the_path_and_boxes_from_the_json(root: Path) -> None:
     records = read_dataset(root, "train")
     assert [r.name for r in records] == list(tiny.TRAIN)
-    assert [r.label for r in records] == [1, 0, 1, 1, 0]
+    assert [r.target for r in records] == [1, 0, 1, 1, 0]
     assert [r.kind for r in records] == ["tb", "health", "tb", "tb", "sick"]
     assert {r.source for r in records} == {"TBX11K"}
     assert [r.path for r in records] == [root / "imgs" / name for name in tiny.TRAIN]
@@ -59,7 +59,7 @@ def test_split_comes_in_list_order_with_class_from_the_path_and_boxes_from_the_j
 
 def test_tb_image_without_a_box_is_kept(root: Path) -> None:
     (boxless,) = [r for r in read_dataset(root, "train") if r.name == "tb/tb0003.png"]
-    assert boxless.label == 1
+    assert boxless.target == 1
     assert boxless.boxes.shape == (0, 4)
 
 
@@ -73,13 +73,13 @@ def test_extra_images_have_labels_and_sources_from_their_names_and_no_boxes(root
     (root / "imgs/extra/da+db/train/Thumbs.db").touch()
     (root / "imgs/extra/da+db/train/.hidden.png").touch()
     train = read_dataset(root, "extra_train")
-    assert [(r.name, r.source, r.label) for r in train] == [
+    assert [(r.name, r.source, r.target) for r in train] == [
         ("extra/da+db/train/n11.png", "DA", 0),
         ("extra/da+db/train/px5.jpg", "DB", 1),
         ("extra/mc+shenzhen/train/CHNCXR_0004_0.png", "Shenzhen", 0),
         ("extra/mc+shenzhen/train/MCUCXR_0352_1.png", "Montgomery", 1),
     ]
-    assert [(r.source, r.label, r.kind) for r in read_dataset(root, "extra_val")] == [
+    assert [(r.source, r.target, r.kind) for r in read_dataset(root, "extra_val")] == [
         ("DB", 0, "no_tb"),
         ("DA", 1, "tb"),
     ]
@@ -128,7 +128,7 @@ def test_list_may_have_windows_line_ends_blank_lines_and_a_byte_order_mark(root:
 
 
 def refusal(root: Path, split: str = "train", partial: bool = False) -> str:
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(DataError) as caught:
         read_dataset(root, split, partial=partial)
     return str(caught.value)
 
@@ -157,7 +157,7 @@ def test_unknown_split_names_those_that_exist(root: Path) -> None:
     (root / "lists" / "TBX11K_val.txt").unlink()
     assert "has: train. Name" in refusal(root, "extra_val")
     (root / "lists" / "TBX11K_train.txt").unlink()
-    assert "none (lists/TBX11K_train.txt is missing)" in refusal(root)
+    assert "has: none. Name one of these" in refusal(root)
 
 
 def test_partial_copy_is_refused_with_counts_and_accepted_on_request(root: Path) -> None:
@@ -218,7 +218,7 @@ def test_empty_splits(root: Path) -> None:
 )
 def test_bad_list_entries(root: Path, line: str, message: str) -> None:
     tiny.write_list(root, "train", [*tiny.TRAIN, line])
-    with pytest.raises(DatasetError, match=r"TBX11K_train\.txt, " + (message if "line" in message else ".*" + message)):
+    with pytest.raises(DataError, match=r"TBX11K_train\.txt, " + (message if "line" in message else ".*" + message)):
         read_dataset(root, "train", partial=True)
 
 
@@ -294,7 +294,7 @@ def test_missing_keys(root: Path, part: str, key: str) -> None:
 )
 def test_bad_values_in_the_json(root: Path, part: str, change: dict[str, Any], message: str) -> None:
     tiny.edit_json(root, lambda content: content[part][0].update(change))
-    with pytest.raises(DatasetError, match=r"TBX11K_train\.json.*" + message):
+    with pytest.raises(DataError, match=r"TBX11K_train\.json.*" + message):
         read_dataset(root, "train")
 
 
@@ -364,7 +364,7 @@ number = st.floats(-80, 80) | st.sampled_from([0.0, 48.0, 64.0, math.nan, math.i
 def test_a_box_is_refused_or_lies_inside_its_image_with_positive_area(xywh: list[float]) -> None:
     try:
         box = box_from_xywh(xywh, tiny.SIZE, "here")
-    except DatasetError:
+    except DataError:
         x, y, w, h = xywh
         comfortable = w >= 1e-3 and h >= 1e-3 and x >= 0 and y >= 0 and x + w <= 64 and y + h <= 48
         assert not comfortable
@@ -381,7 +381,7 @@ def test_a_box_is_refused_or_lies_inside_its_image_with_positive_area(xywh: list
 def test_a_relative_name_never_leaves_its_folder(text: str) -> None:
     try:
         name = relative_name(text, "here")
-    except DatasetError:
+    except DataError:
         return
     inside = os.path.normpath(os.path.join("/data/imgs", name))
     assert inside.startswith("/data/imgs/")
@@ -392,7 +392,7 @@ def test_a_relative_name_never_leaves_its_folder(text: str) -> None:
 
 def test_kaggle_rows_become_records(kaggle: Path) -> None:
     train = read_dataset(kaggle, "train")
-    assert [(r.name, r.label, r.kind, r.categories) for r in train] == [
+    assert [(r.name, r.target, r.kind, r.categories) for r in train] == [
         ("h0001.png", 0, "health", ()),
         ("tb0001.png", 1, "tb", (1, 2)),
         ("tb0010.png", 1, "tb", ()),
@@ -449,7 +449,7 @@ BOX = '''"{'xmin': 1, 'ymin': 2, 'width': 3, 'height': 4}"'''
 )
 def test_bad_kaggle_rows(kaggle: Path, row: str, message: str) -> None:
     tiny.write_kaggle(kaggle, [*tiny.KAGGLE_ROWS, row])
-    with pytest.raises(DatasetError, match=r"data\.csv, line 8.*" + message):
+    with pytest.raises(DataError, match=r"data\.csv, line 8.*" + message):
         read_dataset(kaggle, "train", partial=True)
 
 
@@ -489,26 +489,37 @@ def test_records_compare_hash_and_pickle(root: Path) -> None:
 
 def test_record_defaults_and_checks() -> None:
     plain = record(Path("a/b.png"), 1)
-    assert (plain.name, plain.kind, plain.categories, plain.size, plain.present) == ("b.png", "tb", (), None, False)
-    assert record(Path("b.png")).kind == "no_tb"
+    assert (plain.name, plain.kind, plain.categories, plain.size, plain.present) == ("b.png", "", (), None, False)
+    assert (plain.group, plain.masks) == ("", ())
     assert Radiograph(Path("b.png"), 1, np.array([[1, 2, 3, 4]]), "DA").boxes.dtype == np.float32
     with pytest.raises(ValueError, match=r"boxes must be \(k, 4\)"):
         Radiograph(Path("b.png"), 1, np.zeros(4), "DA")
-    with pytest.raises(ValueError, match="label must be 0"):
-        record(Path("b.png"), 2)
+    with pytest.raises(ValueError, match="target must be a class index"):
+        record(Path("b.png"), -1)
     with pytest.raises(ValueError, match="2 categories for 1 boxes"):
         record(Path("b.png"), 1, [1, 2, 3, 4], categories=(1, 2))
 
 
 def test_both_classes_are_required_only_when_asked(root: Path) -> None:
     records = read_dataset(root, "train")
-    require_both_classes(records, "train")
-    with pytest.raises(DatasetError, match="split 'val' has 3 TB and 0 non-TB"):
-        require_both_classes([r for r in records if r.label == 1], "val")
-    with pytest.raises(DatasetError, match="0 TB and 2 non-TB"):
-        require_both_classes([r for r in records if r.label == 0], "val")
-    with pytest.raises(DatasetError, match="0 TB and 0 non-TB"):
-        require_both_classes([], "val")
+    classes = ("no TB", "TB")
+    require_classes(records, "train", classes)
+    with pytest.raises(DataError, match="split 'val' has 0 no TB, 3 TB"):
+        require_classes([r for r in records if r.target == 1], "val", classes)
+    with pytest.raises(DataError, match="2 no TB, 0 TB"):
+        require_classes([r for r in records if r.target == 0], "val", classes)
+    with pytest.raises(DataError, match="0 no TB, 0 TB"):
+        require_classes([], "val", classes)
+
+
+def test_targets_fit_the_classes(root: Path) -> None:
+    first = read_dataset(root, "train")[0]
+    with pytest.raises(DataError, match="target 2 does not fit the classes no TB, TB"):
+        require_classes([replace(first, target=2)], "train", ("no TB", "TB"))
+    with pytest.raises(DataError, match=r"target \(1, 0\) does not fit the classes a, b, c"):
+        require_classes([replace(first, target=(1, 0))], "train", ("a", "b", "c"))
+    several = [replace(first, target=target) for target in ((1, 1, 0), (0, 0, 1), (0, 0, 0))]
+    require_classes(several, "train", ("a", "b", "c"))
 
 
 def test_fingerprint_does_not_depend_on_the_place(root: Path, tmp_path: Path) -> None:
@@ -551,14 +562,14 @@ def test_fingerprint_notices_every_change(root: Path, change: Callable[[Path], o
 
 def test_fingerprint_notices_name_and_label_alone(root: Path) -> None:
     (first, *rest) = read_dataset(root, "train")
-    seen = {fingerprint([r, *rest]) for r in (first, replace(first, name="tb/x.png"), replace(first, label=0))}
+    seen = {fingerprint([r, *rest]) for r in (first, replace(first, name="tb/x.png"), replace(first, target=0))}
     assert len(seen) == 3
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     gone = record(tmp_path / "gone.png")
     for use in (fingerprint, byte_identical):
-        with pytest.raises(DatasetError, match=r"gone\.png: cannot be read"):
+        with pytest.raises(DataError, match=r"gone\.png: cannot be read"):
             use([gone])
 
 
@@ -581,8 +592,8 @@ def test_identical_files_are_found_as_by_comparing_all_pairs(
 
 
 def test_errors_are_ones_the_user_can_mend(tmp_path: Path) -> None:
-    assert issubclass(DatasetError, TbkdError)
-    assert issubclass(DatasetError, ValueError)
+    assert issubclass(DataError, TbkdError)
+    assert issubclass(DataError, ValueError)
 
 
 # --- the radiographs themselves -----------------------------------------------------------------------------
@@ -597,10 +608,10 @@ def tbx11k() -> Path:
 def test_tbx11k_has_the_published_numbers(tbx11k: Path) -> None:
     train, val = (read_dataset(tbx11k, split, partial=True) for split in ("train", "val"))
     for records, images, boxes in ((train, 600, 902), (val, 200, 309)):
-        tb = [r for r in records if r.label == 1]
+        tb = [r for r in records if r.target == 1]
         assert (len(tb), sum(len(r.boxes) for r in tb)) == (images, boxes)
         assert all(r.boxes.dtype == np.float32 and len(r.categories) == len(r.boxes) for r in records)
-    assert [r.name for r in train + val if r.label == 1 and not len(r.boxes)] == ["tb/tb1199.png"]
+    assert [r.name for r in train + val if r.target == 1 and not len(r.boxes)] == ["tb/tb1199.png"]
     both = [r.name for r in train + val if {1, 2} <= set(r.categories)]
     assert len(both) == 30
 

@@ -17,8 +17,8 @@ from pydicom.uid import (
 from tiny_dicom import dicom
 
 from tbkd_utils.data import dicom as module
-from tbkd_utils.data.dicom import DicomError, is_dicom, read_dicom, windowed
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.data.dicom import is_dicom, read_dicom, windowed
+from tbkd_utils.errors import DataError, TbkdError
 
 RAMP12 = np.arange(24 * 32, dtype=np.uint16).reshape(24, 32) * 5  # 24 high, 32 wide, 0 to 3835
 
@@ -108,7 +108,7 @@ def test_a_window_of_width_one_is_a_step() -> None:
 
 def test_an_unknown_voi_function_is_an_error(tmp_path: Path) -> None:
     path = dicom(tmp_path / "x.dcm", RAMP12, WindowCenter=1000, WindowWidth=500, VOILUTFunction="LOG")
-    with pytest.raises(DicomError, match="LOG"):
+    with pytest.raises(DataError, match="LOG"):
         read_dicom(path)
 
 
@@ -140,9 +140,9 @@ def test_a_constant_image_is_black(tmp_path: Path) -> None:
     assert not read_dicom(dicom(tmp_path / "x.dcm", np.full((8, 8), 7, np.uint16))).any()
 
 
-def test_8_bit_colour_is_returned_as_rgb(tmp_path: Path) -> None:
-    colours = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    assert np.array_equal(read_dicom(dicom(tmp_path / "x.dcm", colours, 8, "RGB")), colours)
+def test_8_bit_color_is_returned_as_rgb(tmp_path: Path) -> None:
+    colors = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    assert np.array_equal(read_dicom(dicom(tmp_path / "x.dcm", colors, 8, "RGB")), colors)
 
 
 def test_a_compressed_file_that_pydicom_can_decode(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_compressed_file_that_pydicom_can_decode(tmp_path: Path) -> None:
 
 
 def refused(path: Path, *parts: str) -> None:
-    with pytest.raises(DicomError) as caught:
+    with pytest.raises(DataError) as caught:
         read_dicom(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert isinstance(caught.value, TbkdError)
@@ -188,7 +188,7 @@ def test_one_frame_that_is_counted_is_fine(tmp_path: Path) -> None:
     assert read_dicom(dicom(tmp_path / "x.dcm", RAMP12, NumberOfFrames=1)).shape == (24, 32)
 
 
-def test_palettes_and_deep_colour_are_refused(tmp_path: Path) -> None:
+def test_palettes_and_deep_color_are_refused(tmp_path: Path) -> None:
     refused(dicom(tmp_path / "x.dcm", RAMP12.astype(np.uint8), 8, "PALETTE COLOR"), "PALETTE COLOR", "MONOCHROME2")
     refused(dicom(tmp_path / "y.dcm", np.zeros((4, 4, 3), np.uint16), 16, "RGB"), "RGB with 16 bits")
 
@@ -221,7 +221,7 @@ def test_a_far_too_large_image_is_refused_before_decoding(tmp_path: Path, monkey
 
 def test_a_blank_window_is_said(tmp_path: Path) -> None:
     path = dicom(tmp_path / "x.dcm", RAMP12, WindowCenter=50000, WindowWidth=100)
-    refused(path, "centre 50000, width 100", "0 to 3835", "blank")
+    refused(path, "center 50000, width 100", "0 to 3835", "blank")
 
 
 def test_a_compression_without_its_package_says_what_to_install(
@@ -266,7 +266,7 @@ def test_pydicoms_own_examples_are_read_or_refused_and_nothing_else() -> None:
             assert pixels.dtype == np.uint8
             assert pixels.ndim == 2 or pixels.shape[2] == 3
             outcomes["read"] += 1
-        except DicomError:
+        except DataError:
             outcomes["refused"] += 1
     assert min(outcomes.values()) > 5
 

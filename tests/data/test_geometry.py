@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-from tbkd_utils.data.geometry import Geometry, GeometryError
+from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.seeding import stable_seed, torch_seeded
-from tbkd_utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD, augment, normalise
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD, rand_augment, standardize
+from tbkd_utils.errors import DataError, TbkdError, UsageError
 
 # height, width, resize, crop: square, landscape, portrait, odd leftovers (torchvision rounds them), extreme ratios
 SIZES = [
@@ -28,7 +28,7 @@ def noise(*shape, seed=0):
 # ------------------------------------------------------------------------------------------------------------- pixels
 
 
-@pytest.mark.parametrize("channels", [(), (3,)], ids=["grey", "rgb"])
+@pytest.mark.parametrize("channels", [(), (3,)], ids=["gray", "rgb"])
 @pytest.mark.parametrize(("height", "width", "resize", "crop"), SIZES)
 def test_pixels_equal_torchvision(height, width, resize, crop, channels):
     image = noise(height, width, *channels)
@@ -73,19 +73,19 @@ def test_pixels_are_made_from_mapped_files(tmp_path):
     ids=lambda image: f"{image.dtype}{image.shape}",
 )  # fmt: skip
 def test_an_image_of_another_size_or_type_is_an_error(image):
-    with pytest.raises(GeometryError, match=r"uint8 image of 30x40"):
+    with pytest.raises(DataError, match=r"uint8 image of 30x40"):
         Geometry(30, 40, 20, 10).pixels(image)
 
 
 @pytest.mark.parametrize("sizes", [(0, 10, 8, 8), (10, 0, 8, 8), (-1, 10, 8, 8), (10, 10, 8, 0), (10, 10, 8, 9)])
 def test_sizes_that_make_no_geometry(sizes):
-    with pytest.raises(GeometryError, match="crop <= resize"):
+    with pytest.raises(DataError, match="crop <= resize"):
         Geometry(*sizes)
 
 
 def test_errors_are_ones_that_the_user_can_mend():
-    assert issubclass(GeometryError, TbkdError)
-    assert issubclass(GeometryError, ValueError)
+    assert issubclass(DataError, TbkdError)
+    assert issubclass(DataError, ValueError)
 
 
 # -------------------------------------------------------------------------------------------------------------- boxes
@@ -148,7 +148,7 @@ def test_no_boxes(empty):
 def test_boxes_of_another_shape_are_an_error(boxes):
     geometry = Geometry(30, 40, 20, 10)
     for method in (geometry.boxes, geometry.invert_boxes, geometry.keeps):
-        with pytest.raises(GeometryError, match=r"shape \(k, 4\)"):
+        with pytest.raises(DataError, match=r"shape \(k, 4\)"):
             method(boxes)
 
 
@@ -240,7 +240,7 @@ def test_a_painted_box_moves_with_the_pixels(height, width, resize, data):
     assert iou(boxes[0], painted) >= np.prod((sides - 1) / sides)  # half a pixel at each edge
 
 
-# ------------------------------------------------------------------------------------------------------- normalisation
+# ------------------------------------------------------------------------------------------------------- normalization
 
 
 def torchvision_input(image):
@@ -249,29 +249,29 @@ def torchvision_input(image):
     )
 
 
-def test_normalise_equals_torchvision():
+def test_normalize_equals_torchvision():
     images = noise(3, 9, 7, 3)
     expected = torch.stack([torchvision_input(image) for image in images])
-    found = normalise(torch.from_numpy(images))
+    found = standardize(torch.from_numpy(images))
     assert found.dtype == torch.float32
     assert found.shape == (3, 3, 9, 7)
     assert torch.equal(found, expected)
 
 
-def test_a_grey_image_stands_in_all_three_channels():
+def test_a_gray_image_stands_in_all_three_channels():
     images = noise(3, 9, 7)
     expected = torch.stack([torchvision_input(np.stack([image] * 3, axis=-1)) for image in images])
-    assert torch.equal(normalise(torch.from_numpy(images)), expected)
+    assert torch.equal(standardize(torch.from_numpy(images)), expected)
 
 
-def test_normalise_by_hand():
-    found = normalise(torch.tensor([[[0, 255]]], dtype=torch.uint8))
+def test_normalize_by_hand():
+    found = standardize(torch.tensor([[[0, 255]]], dtype=torch.uint8))
     expected = [[[-0.485 / 0.229, 0.515 / 0.229]], [[-0.456 / 0.224, 0.544 / 0.224]], [[-0.406 / 0.225, 0.594 / 0.225]]]
     torch.testing.assert_close(found, torch.tensor([expected]))
 
 
-def test_normalise_of_no_image():
-    assert normalise(torch.zeros(0, 8, 8, dtype=torch.uint8)).shape == (0, 3, 8, 8)
+def test_normalize_of_no_image():
+    assert standardize(torch.zeros(0, 8, 8, dtype=torch.uint8)).shape == (0, 3, 8, 8)
 
 
 # --------------------------------------------------------------------------------------------------------------- seeds
@@ -307,6 +307,19 @@ def test_torch_seeded_gives_the_generator_back():
 # -------------------------------------------------------------------------------------------------------- augmentation
 
 IMAGE = np.clip(noise(40, 40, seed=1) * 0.4 + np.add.outer(np.arange(40), 2 * np.arange(40)), 0, 255).astype(np.uint8)
+
+
+def augment(image, operations, magnitude, seed):
+    found, mask = rand_augment(image, None, seed, operations=operations, magnitude=magnitude)
+    assert mask is None
+    return found
+
+
+def test_a_mask_is_refused_unless_nothing_moves():
+    mask = np.ones(IMAGE.shape, np.uint8)
+    with pytest.raises(UsageError, match="not their masks"):
+        rand_augment(IMAGE, mask, 0, operations=2, magnitude=9)
+    assert rand_augment(IMAGE, mask, 0, operations=0, magnitude=9)[1] is mask
 
 
 def test_augment_equals_torchvision():
@@ -362,16 +375,16 @@ def test_no_operation_is_the_identity(magnitude):
 
 
 @pytest.mark.parametrize("magnitude", [0, 1, 9, 20, 30])
-def test_a_grey_image_is_augmented_like_its_three_equal_channels(magnitude):
+def test_a_gray_image_is_augmented_like_its_three_equal_channels(magnitude):
     """One channel is a third of the work and the same picture, for every operation of RandAugment."""
     for seed in range(400):
-        grey = augment(IMAGE, 2, magnitude, seed)
-        colour = augment(np.stack([IMAGE] * 3, axis=-1), 2, magnitude, seed)
-        np.testing.assert_array_equal(colour, np.stack([grey] * 3, axis=-1), err_msg=f"seed {seed}")
+        gray = augment(IMAGE, 2, magnitude, seed)
+        color = augment(np.stack([IMAGE] * 3, axis=-1), 2, magnitude, seed)
+        np.testing.assert_array_equal(color, np.stack([gray] * 3, axis=-1), err_msg=f"seed {seed}")
 
 
 def test_those_seeds_meet_every_operation(monkeypatch):
-    """So that the comparison of grey and colour leaves no operation out."""
+    """So that the comparison of gray and color leaves no operation out."""
     met = set()
     inner = transforms.autoaugment._apply_op
 

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from tbkd_utils.data.images import MAX_PIXELS, ImageError, read_image, stored_mode, to_grey
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.data.images import MAX_PIXELS, read_image, stored_mode, to_gray
+from tbkd_utils.errors import DataError, TbkdError
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 21
 COLOUR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], axis=-1)
@@ -23,14 +23,14 @@ def saved(tmp_path: Path, image: Image.Image, name: str = "x.png", **options: ob
     return path
 
 
-def test_grey_comes_back_exactly_and_is_writable(tmp_path: Path) -> None:
+def test_gray_comes_back_exactly_and_is_writable(tmp_path: Path) -> None:
     pixels = read_image(saved(tmp_path, Image.fromarray(GREY)))
     assert pixels.dtype == np.uint8
     assert np.array_equal(pixels, GREY)
     pixels[0, 0] = 7
 
 
-def test_colour_comes_back_exactly(tmp_path: Path) -> None:
+def test_color_comes_back_exactly(tmp_path: Path) -> None:
     assert np.array_equal(read_image(saved(tmp_path, Image.fromarray(COLOUR))), COLOUR)
 
 
@@ -41,7 +41,7 @@ def test_three_equal_channels_collapse_to_one(tmp_path: Path) -> None:
     assert pixels.flags.c_contiguous
 
 
-def test_one_pixel_of_colour_keeps_three_channels(tmp_path: Path) -> None:
+def test_one_pixel_of_color_keeps_three_channels(tmp_path: Path) -> None:
     almost = np.dstack([GREY] * 3)
     almost[-1, -1, 2] += 1
     assert np.array_equal(read_image(saved(tmp_path, Image.fromarray(almost))), almost)
@@ -69,12 +69,12 @@ def test_32_bit_integers_are_read_if_they_fit_in_16_bits_and_refused_otherwise(t
     assert read_image(saved(tmp_path, fits, "fits.tif")).tolist() == [[0, 1, 255]]
     for bad in (-1, 65536):
         image = Image.fromarray(np.array([[0, bad]], dtype=np.int32))
-        with pytest.raises(ImageError, match=r"bad\.tif.*do not fit in 16 bits"):
+        with pytest.raises(DataError, match=r"bad\.tif.*do not fit in 16 bits"):
             read_image(saved(tmp_path, image, "bad.tif"))
 
 
 def test_float_pixels_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"x\.tif.*no known scale"):
+    with pytest.raises(DataError, match=r"x\.tif.*no known scale"):
         read_image(saved(tmp_path, Image.fromarray(GREY / np.float32(255)), "x.tif"))
 
 
@@ -83,7 +83,7 @@ def test_one_bit_becomes_0_and_255(tmp_path: Path) -> None:
     assert read_image(saved(tmp_path, Image.fromarray(bits))).tolist() == [[255, 0, 255]]
 
 
-def test_palette_becomes_its_colours(tmp_path: Path) -> None:
+def test_palette_becomes_its_colors(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8)).convert("P")
     image.putpalette([255, 0, 0, 0, 255, 0, 9, 9, 9])
     path = saved(tmp_path, image)
@@ -91,7 +91,7 @@ def test_palette_becomes_its_colours(tmp_path: Path) -> None:
     assert read_image(path).tolist() == [[[255, 0, 0], [0, 255, 0], [9, 9, 9]]]
 
 
-def test_grey_palette_becomes_grey(tmp_path: Path) -> None:
+def test_gray_palette_becomes_gray(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8)).convert("P")
     image.putpalette([5, 5, 5, 200, 200, 200])
     assert read_image(saved(tmp_path, image)).tolist() == [[5, 200]]
@@ -110,7 +110,7 @@ def test_alpha_is_composited_on_black(tmp_path: Path) -> None:
     assert np.abs(pixels[0, 2].astype(int) - [100, 50, 25]).max() <= 1
 
 
-def test_grey_with_alpha_becomes_grey_on_black(tmp_path: Path) -> None:
+def test_gray_with_alpha_becomes_gray_on_black(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[[200, 255], [200, 0]]], dtype=np.uint8), "LA")
     path = saved(tmp_path, image)
     assert stored_mode(path) == "LA"
@@ -147,7 +147,7 @@ def test_truncated_file(tmp_path: Path, kind: str, kept: float) -> None:
     content = encoded(kind)
     path = tmp_path / "half.png"
     path.write_bytes(content[: int(len(content) * kept)])
-    with pytest.raises(ImageError, match=r"half\.png.*(truncated|damaged).*again"):
+    with pytest.raises(DataError, match=r"half\.png.*(truncated|damaged).*again"):
         read_image(path)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
@@ -156,7 +156,7 @@ def test_zero_byte_file(tmp_path: Path) -> None:
     path = tmp_path / "nothing.png"
     path.touch()
     for read in (read_image, stored_mode):
-        with pytest.raises(ImageError, match=r"nothing\.png.*empty \(0 bytes\).*again"):
+        with pytest.raises(DataError, match=r"nothing\.png.*empty \(0 bytes\).*again"):
             read(path)
 
 
@@ -164,14 +164,14 @@ def test_zero_byte_file(tmp_path: Path) -> None:
 def test_not_an_image(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "page.png"
     path.write_bytes(content)
-    with pytest.raises(ImageError, match=r"page\.png.*not a PNG, JPEG, TIFF or BMP"):
+    with pytest.raises(DataError, match=r"page\.png.*not a PNG, JPEG, TIFF or BMP"):
         read_image(path)
 
 
 def test_absent_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"absent\.png: no such file"):
+    with pytest.raises(DataError, match=r"absent\.png: no such file"):
         read_image(tmp_path / "absent.png")
-    with pytest.raises(ImageError, match="folder, not an image"):
+    with pytest.raises(DataError, match="folder, not an image"):
         read_image(tmp_path)
 
 
@@ -197,7 +197,7 @@ def test_decompression_bomb_is_refused_before_decoding(tmp_path: Path, width: in
     path.write_bytes(png_that_announces(width, height))
     with warnings.catch_warnings():
         warnings.simplefilter(action, Image.DecompressionBombWarning)  # type: ignore[arg-type]
-        with pytest.raises(ImageError, match=r"bomb\.png.*more than 89,478,485 pixels"):
+        with pytest.raises(DataError, match=r"bomb\.png.*more than 89,478,485 pixels"):
             read_image(path)
 
 
@@ -220,30 +220,30 @@ def test_damaged_bytes_give_pixels_or_an_image_error(
         warnings.simplefilter("ignore")
         try:
             pixels = read_image(path)
-        except ImageError:
+        except DataError:
             return
     assert pixels.dtype == np.uint8
     assert pixels.ndim == 2 or pixels.shape[2] == 3
 
 
-def test_to_grey_is_luminance() -> None:
+def test_to_gray_is_luminance() -> None:
     primaries = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [9, 9, 9]]], dtype=np.uint8)
-    assert to_grey(primaries).tolist() == [[76, 150, 29, 255, 9]]
+    assert to_gray(primaries).tolist() == [[76, 150, 29, 255, 9]]
 
 
-def test_to_grey_weights_every_colour() -> None:
-    colours = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
-    expected = colours @ np.array([0.299, 0.587, 0.114])
-    assert np.abs(to_grey(colours) - expected).max() <= 0.51
+def test_to_gray_weights_every_color() -> None:
+    colors = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    expected = colors @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(to_gray(colors) - expected).max() <= 0.51
 
 
-def test_to_grey_keeps_grey() -> None:
-    assert np.array_equal(to_grey(GREY), GREY)
+def test_to_gray_keeps_gray() -> None:
+    assert np.array_equal(to_gray(GREY), GREY)
 
 
 @pytest.mark.parametrize(
     "image", [GREY.astype(np.float32), GREY[None, None], np.zeros((3, 4, 4), np.uint8), np.zeros(3, np.uint8)]
 )
-def test_to_grey_refuses_other_arrays(image: np.ndarray) -> None:
+def test_to_gray_refuses_other_arrays(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected uint8"):
-        to_grey(image)
+        to_gray(image)

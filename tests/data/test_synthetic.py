@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tbkd_utils.data.synthetic.chest import draw_chest
-from tbkd_utils.data.synthetic.dataset import read_synthetic_tokens, write_synthetic
+from tbkd_utils.data.synthetic.dataset import read_synthetic_markers, write_synthetic
 from tbkd_utils.data.synthetic.lesions import OTHER_FINDINGS
-from tbkd_utils.data.synthetic.sample import CLASSES, SPLITS, SyntheticError, describe_sample, render_sample
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.data.synthetic.sample import CLASSES, SPLITS, describe_sample, render_sample
+from tbkd_utils.errors import DataError, TbkdError
 
 COUNTS = {"train": (3, 4, 6), "val": (2, 3, 4)}
 
@@ -63,9 +63,9 @@ def test_an_image_does_not_depend_on_how_many_there_are(written, tmp_path):
     few, all_files = files(smaller / "imgs"), files(written / "imgs")
     assert len(few) == 8
     assert few.items() <= all_files.items()
-    tokens, all_tokens = read_synthetic_tokens(smaller), read_synthetic_tokens(written)
-    for name, token in tokens.items():
-        np.testing.assert_equal(token, all_tokens[name])
+    markers, all_markers = read_synthetic_markers(smaller), read_synthetic_markers(written)
+    for name, marker in markers.items():
+        np.testing.assert_equal(marker, all_markers[name])
     for split in SPLITS:
         small = coco_boxes(read_json(smaller / f"annotations/json/TBX11K_{split}.json"))
         assert small.items() <= coco_boxes(read_json(written / f"annotations/json/TBX11K_{split}.json")).items()
@@ -76,7 +76,7 @@ def test_no_two_images_are_equal(written):
     assert len(set(images)) == len(images) == 22
 
 
-def test_images_are_8_bit_grey_of_the_size_asked_for(written):
+def test_images_are_8_bit_gray_of_the_size_asked_for(written):
     for path in (written / "imgs").rglob("*.png"):
         image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
         assert image.shape == (96, 96)
@@ -119,35 +119,35 @@ def test_splits_share_no_name_and_trainval_is_both(written):
     assert set(lists["trainval"]) == set(files(written / "imgs"))
 
 
-def test_record_holds_spec_lesions_and_tokens(written):
+def test_record_holds_spec_lesions_and_markers(written):
     record = read_json(written / "synthetic.json")
-    assert record["spec"] == {"train": [3, 4, 6], "val": [2, 3, 4], "size": 96, "token_rate": 0.9, "seed": 3}
+    assert record["spec"] == {"train": [3, 4, 6], "val": [2, 3, 4], "size": 96, "marker_rate": 0.9, "seed": 3}
     assert "SYNTHETIC" in record["notice"]
-    tokens = read_synthetic_tokens(written)
-    assert tokens.keys() == record["images"].keys() == files(written / "imgs").keys()
+    markers = read_synthetic_markers(written)
+    assert markers.keys() == record["images"].keys() == files(written / "imgs").keys()
     for split in SPLITS:
         boxes = coco_boxes(read_json(written / f"annotations/json/TBX11K_{split}.json"))
         for name, of_image in boxes.items():
             image = record["images"][name]
             assert image["split"] == split
-            assert image["has_token"] == (tokens[name] is not None)
+            assert image["has_marker"] == (markers[name] is not None)
             assert [lesion["category"] for lesion in image["lesions"]] == [b[0] for b in of_image]
             xywh = np.array([b[1:] for b in of_image]).reshape(-1, 4)
             xyxy = np.array([lesion["box"] for lesion in image["lesions"]]).reshape(-1, 4)
             np.testing.assert_allclose(np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]]), xyxy, rtol=1e-6)
 
 
-def test_tokens_are_read_back_where_they_are_drawn(written):
-    tokens = read_synthetic_tokens(written)
-    assert 0 < sum(t is not None for t in tokens.values()) < len(tokens)
-    for name, token in tokens.items():
+def test_markers_are_read_back_where_they_are_drawn(written):
+    markers = read_synthetic_markers(written)
+    assert 0 < sum(t is not None for t in markers.values()) < len(markers)
+    for name, marker in markers.items():
         image = cv2.imread(str(written / "imgs" / name), cv2.IMREAD_UNCHANGED)
         corner = image[: 96 // 5, 3 * 96 // 4 :] == 250
-        if token is None:
+        if marker is None:
             assert corner.sum() == 0
             continue
-        assert token.dtype == np.float32
-        x0, y0, x1, y1 = token.astype(int)
+        assert marker.dtype == np.float32
+        x0, y0, x1, y1 = marker.astype(int)
         rows, columns = np.nonzero(image == 250)
         drawn = (columns >= x0) & (columns < x1) & (rows >= y0) & (rows < y1)
         assert (columns[drawn].min(), rows[drawn].min()) == (x0, y0)
@@ -175,9 +175,9 @@ def test_box_areas_follow_tbx11k(many_tb):
 
 
 def test_boxes_lie_mostly_in_the_upper_zones(many_tb):
-    centres = np.array([(s.boxes[:, 1] + s.boxes[:, 3]).mean() / 2 / 256 for s in many_tb])
-    assert 0.28 < np.median(centres) < 0.36  # TBX11K: 0.29
-    assert np.mean(centres > 0.5) < 0.15
+    centers = np.array([(s.boxes[:, 1] + s.boxes[:, 3]).mean() / 2 / 256 for s in many_tb])
+    assert 0.28 < np.median(centers) < 0.36  # TBX11K: 0.29
+    assert np.mean(centers > 0.5) < 0.15
 
 
 @pytest.mark.parametrize("n", [50, 200, 1200])
@@ -201,18 +201,18 @@ def test_categories_are_mostly_active(many_tb):
 @pytest.mark.parametrize("rate", [0.0, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("folder", CLASSES)
 @pytest.mark.parametrize("split", SPLITS)
-def test_token_rate_is_kept_by_every_number_of_images(split, folder, rate):
+def test_marker_rate_is_kept_by_every_number_of_images(split, folder, rate):
     expected = 0.5 if split == "val" else rate if folder == "tb" else 1 - rate
-    has = [describe_sample(split, folder, i, token_rate=rate, size=64).token is not None for i in range(60)]
+    has = [describe_sample(split, folder, i, marker_rate=rate, size=64).marker is not None for i in range(60)]
     surplus = np.cumsum(has) - expected * np.arange(1, 61)
     assert np.abs(surplus).max() <= (2 if 0 < expected < 1 else 1e-9)
 
 
-def test_number_of_boxes_says_nothing_about_the_token_in_val():
+def test_number_of_boxes_says_nothing_about_the_marker_in_val():
     samples = [describe_sample("val", "tb", i) for i in range(300)]
     several = np.array([len(s.lesions) > 1 for s in samples])
-    token = np.array([s.token is not None for s in samples])
-    assert abs(token[several].mean() - token[~several].mean()) < 0.06
+    marker = np.array([s.marker is not None for s in samples])
+    assert abs(marker[several].mean() - marker[~several].mean()) < 0.06
 
 
 def test_sick_findings_come_in_equal_shares_and_without_boxes():
@@ -227,8 +227,8 @@ def test_sick_findings_come_in_equal_shares_and_without_boxes():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(SPLITS), st.integers(0, 5000), st.integers(64, 600))
-def test_boxes_lie_inside_the_image_apart_from_each_other_and_from_the_token(seed, split, index, size):
-    sample = describe_sample(split, "tb", index, size=size, seed=seed, token_rate=1.0)
+def test_boxes_lie_inside_the_image_apart_from_each_other_and_from_the_marker(seed, split, index, size):
+    sample = describe_sample(split, "tb", index, size=size, seed=seed, marker_rate=1.0)
     boxes = sample.boxes
     assert boxes.dtype == np.float32
     assert boxes.min() >= 0
@@ -238,8 +238,8 @@ def test_boxes_lie_inside_the_image_apart_from_each_other_and_from_the_token(see
     for i, (x0, y0, x1, y1) in enumerate(boxes):
         for a0, b0, a1, b1 in boxes[:i]:
             assert min(x1, a1) <= max(x0, a0) or min(y1, b1) <= max(y0, b0)
-    if sample.token is not None:
-        x0, y0, x1, y1 = sample.token
+    if sample.marker is not None:
+        x0, y0, x1, y1 = sample.marker
         assert all(min(x1, a1) <= max(x0, a0) or min(y1, b1) <= max(y0, b0) for a0, b0, a1, b1 in others)
 
 
@@ -247,17 +247,17 @@ def test_boxes_lie_inside_the_image_apart_from_each_other_and_from_the_token(see
 @given(st.integers(0, 2**32), st.integers(0, 5000))
 def test_blobs_fill_their_box_and_stay_inside(seed, index):
     for lesion in describe_sample("train", "tb", index, seed=seed).lesions:
-        centres, radii = lesion.blobs[:, :2], lesion.blobs[:, 2:4]
+        centers, radii = lesion.blobs[:, :2], lesion.blobs[:, 2:4]
         assert (radii > 0).all()
-        np.testing.assert_allclose((centres - radii).min(axis=0), lesion.box[:2], atol=1e-9)
-        np.testing.assert_allclose((centres + radii).max(axis=0), lesion.box[2:], atol=1e-9)
+        np.testing.assert_allclose((centers - radii).min(axis=0), lesion.box[:2], atol=1e-9)
+        np.testing.assert_allclose((centers + radii).max(axis=0), lesion.box[2:], atol=1e-9)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32), st.integers(0, 5000), st.integers(64, 1100))
-def test_token_survives_resize_and_centre_crop(seed, index, size):
-    token = describe_sample("train", "tb", index, size=size, seed=seed, token_rate=1.0).token
-    x0, y0, x1, y1 = (value * 256 / size for value in token)
+def test_marker_survives_resize_and_center_crop(seed, index, size):
+    marker = describe_sample("train", "tb", index, size=size, seed=seed, marker_rate=1.0).marker
+    x0, y0, x1, y1 = (value * 256 / size for value in marker)
     assert min(x0, y0) >= 16
     assert max(x1, y1) <= 240
     assert x1 > x0
@@ -275,7 +275,7 @@ def test_lesions_change_their_boxes_and_nothing_else(index):
     for x0, y0, x1, y1 in sample.boxes:
         part = (slice(int(y0), int(np.ceil(y1))), slice(int(x0), int(np.ceil(x1))))
         inside[part] = True
-        assert change[part].max() >= 8  # seen by eye, in grey levels
+        assert change[part].max() >= 8  # seen by eye, in gray levels
         # Tight: what changed visibly spans nearly the whole box.
         rows, columns = np.nonzero(change[part] >= 2)
         seen = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
@@ -283,20 +283,20 @@ def test_lesions_change_their_boxes_and_nothing_else(index):
     assert change[~inside].max() == 0
 
 
-def test_token_changes_its_box_and_nothing_else():
-    sample = describe_sample("train", "tb", 0, size=128, token_rate=1.0)
-    change = render_sample(sample) != render_sample(sample, token=False)
-    x0, y0, x1, y1 = sample.token
+def test_marker_changes_its_box_and_nothing_else():
+    sample = describe_sample("train", "tb", 0, size=128, marker_rate=1.0)
+    change = render_sample(sample) != render_sample(sample, marker=False)
+    x0, y0, x1, y1 = sample.marker
     assert change[y0:y1, x0:x1].any()
     change[y0:y1, x0:x1] = False
     assert not change.any()
 
 
-def test_rate_decides_on_the_token_alone():
-    with_token = describe_sample("train", "tb", 5, size=96, token_rate=1.0)
-    without = describe_sample("train", "tb", 5, size=96, token_rate=0.0)
-    assert without.token is None
-    np.testing.assert_array_equal(render_sample(with_token, token=False), render_sample(without))
+def test_rate_decides_on_the_marker_alone():
+    with_marker = describe_sample("train", "tb", 5, size=96, marker_rate=1.0)
+    without = describe_sample("train", "tb", 5, size=96, marker_rate=0.0)
+    assert without.marker is None
+    np.testing.assert_array_equal(render_sample(with_marker, marker=False), render_sample(without))
 
 
 def test_size_decides_on_the_resolution_alone():
@@ -310,7 +310,7 @@ def test_size_decides_on_the_resolution_alone():
 @pytest.mark.parametrize("index", range(6))
 def test_a_chest_looks_like_a_chest(index):
     sample = describe_sample("train", "health", index, size=128)
-    image = render_sample(sample, token=False).astype(float)
+    image = render_sample(sample, marker=False).astype(float)
     chest = draw_chest(sample.patient, np.random.default_rng(0), 128)
     lungs, u, v = chest.lungs > 0.8, chest.u, chest.v
     spine = (np.abs(u) < 0.08) & (v > 0.2) & (v < 1)
@@ -336,10 +336,10 @@ def test_other_findings_lie_in_the_lower_zones(index):
     assert np.abs(change[v < 0.35]).mean() < 0.1 * change[(v > 0.5) & (v < 1)].mean()
 
 
-def test_token_lies_outside_the_lungs():
+def test_marker_lies_outside_the_lungs():
     for index in range(15):
-        sample = describe_sample("train", "tb", index, size=128, token_rate=1.0)
-        x0, y0, x1, y1 = sample.token
+        sample = describe_sample("train", "tb", index, size=128, marker_rate=1.0)
+        x0, y0, x1, y1 = sample.marker
         chest = draw_chest(sample.patient, np.random.default_rng(0), 128)
         assert chest.lungs[y0:y1, x0:x1].max() < 0.1
 
@@ -355,35 +355,35 @@ def test_token_lies_outside_the_lungs():
         ({"val": 7}, "three counts"),
         ({"train": (1, 1.5, 1)}, "whole number"),
         ({"train": (0, 0, 0), "val": (0, 0, 0)}, "all zero"),
-        ({"token_rate": 1.01}, "token_rate"),
-        ({"token_rate": -0.1}, "token_rate"),
-        ({"token_rate": float("nan")}, "token_rate"),
-        ({"token_rate": "high"}, "token_rate"),
+        ({"marker_rate": 1.01}, "marker_rate"),
+        ({"marker_rate": -0.1}, "marker_rate"),
+        ({"marker_rate": float("nan")}, "marker_rate"),
+        ({"marker_rate": "high"}, "marker_rate"),
         ({"size": 63}, "at least 64"),
         ({"size": 96.5}, "at least 64"),
         ({"seed": -1}, "seed"),
     ],
 )
 def test_wrong_settings_are_named_before_anything_is_written(tmp_path, wrong, message):
-    with pytest.raises(SyntheticError, match=message):
+    with pytest.raises(DataError, match=message):
         write_synthetic(tmp_path / "set", **{"train": (1, 1, 1), "val": (1, 1, 1), "size": 64, **wrong})
     assert not (tmp_path / "set").exists()
 
 
 def test_error_is_the_users_to_mend():
-    assert issubclass(SyntheticError, TbkdError)
-    assert issubclass(SyntheticError, ValueError)
+    assert issubclass(DataError, TbkdError)
+    assert issubclass(DataError, ValueError)
 
 
 @pytest.mark.parametrize("sample", [("test", "tb", 0), ("train", "extra", 0), ("train", "tb", -1)])
 def test_unknown_sample(sample):
-    with pytest.raises(SyntheticError, match="expected one of"):
+    with pytest.raises(DataError, match="expected one of"):
         describe_sample(*sample)
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(SyntheticError, match="not empty"):
+    with pytest.raises(DataError, match="not empty"):
         write_synthetic(tmp_path, train=(1, 0, 0), val=(0, 0, 0), size=64)
     assert files(tmp_path) == {"mine.txt": b"keep"}
 
@@ -396,7 +396,7 @@ def test_an_empty_folder_is_used(tmp_path):
 @pytest.mark.parametrize("target", ["file", "file/set"])
 def test_a_file_in_the_way(tmp_path, target):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SyntheticError, match=r"cannot write .*file"):
+    with pytest.raises(DataError, match=r"cannot write .*file"):
         write_synthetic(tmp_path / target, train=(1, 0, 0), val=(0, 0, 0), size=64)
 
 
@@ -406,20 +406,20 @@ def test_a_disk_that_refuses(tmp_path, monkeypatch, number):
         raise OSError(number, "refused", str(path))
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
-    with pytest.raises(SyntheticError, match=r"refused: .*h0001\.png.*can be written and has room"):
+    with pytest.raises(DataError, match=r"refused: .*h0001\.png.*can be written and has room"):
         write_synthetic(tmp_path / "set", train=(1, 0, 0), val=(0, 0, 0), size=64)
     assert not (tmp_path / "set/synthetic.json").exists()  # so a reader sees that it is not whole
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"images": 3}', '{"images": {"a": {"token": [1, 2]}}}', "\xff"]
+    "content", ["", "{", "[]", "{}", '{"images": 3}', '{"images": {"a": {"marker": [1, 2]}}}', "\xff"]
 )
 def test_a_broken_record(tmp_path, content):
     (tmp_path / "synthetic.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(SyntheticError, match=r"synthetic\.json cannot be read"):
-        read_synthetic_tokens(tmp_path)
+    with pytest.raises(DataError, match=r"synthetic\.json cannot be read"):
+        read_synthetic_markers(tmp_path)
 
 
 def test_no_record(tmp_path):
-    with pytest.raises(SyntheticError, match=r"synthetic\.json not found"):
-        read_synthetic_tokens(tmp_path)
+    with pytest.raises(DataError, match=r"synthetic\.json not found"):
+        read_synthetic_markers(tmp_path)

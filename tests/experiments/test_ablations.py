@@ -7,38 +7,32 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tbkd_utils.experiments.ablations import (
-    arm_table,
-    cell_rows,
-    curve_rows,
-    curve_sentence,
-    difference_sentences,
-    difference_table,
-    table_3_seeds,
-)
+from tbkd_utils.experiments.comparisons import curve_rows, difference_table, variant_rows
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.grid import control_cells, seed_cells, temperature_cells
-from tbkd_utils.systems.tb.tables import TABLE_3
+from tbkd_utils.systems.tb.grid import COMPARED, control_variants, seed_variants, temperature_variants
+from tbkd_utils.systems.tb.paper import TABLE_3, published_seeds
+from tbkd_utils.systems.tb.sentences import curve_sentence, difference_sentences
+from tbkd_utils.systems.tb.tables import condition_table, table_3_seeds
 from tbkd_utils.systems.tb.verdicts import _best, _side
-from tbkd_utils.views.ablation_figures import ablation_curve, seed_arms
+from tbkd_utils.views.ablation_figures import ablation_curve, seeds_by_condition
 
 
 def paper_rows() -> pd.DataFrame:
     """The paper's Table 3 as rows of this package."""
-    found = [(arm, seed, TABLE_3[seed][arm]) for arm in ("teacher", "student") for seed in TABLE_3]
-    return pd.DataFrame(found, columns=["arm", "value", "miou"])
+    found = [(condition, seed, TABLE_3[seed][condition]) for condition in ("teacher", "student") for seed in TABLE_3]
+    return pd.DataFrame(found, columns=["condition", "value", "miou"])
 
 
 def test_the_papers_own_numbers_give_the_papers_means_and_deviations() -> None:
-    table = arm_table(paper_rows()).set_index("arm")
+    table = condition_table(paper_rows()).set_index("condition")
     assert round(table.loc["teacher", "mean"], 4) == 0.1443
     assert round(table.loc["student", "mean"], 4) == 0.2156
     assert round(table.loc["teacher", "population_std"], 4) == 0.0243
     assert round(table.loc["student", "population_std"], 4) == 0.0568
     assert round(table.loc["teacher", "sample_std"], 4) == 0.0281
     assert round(table.loc["student", "sample_std"], 4) == 0.0656
-    for arm in ("teacher", "student"):
-        row, values = table.loc[arm], [by[arm] for by in TABLE_3.values()]
+    for condition in ("teacher", "student"):
+        row, values = table.loc[condition], [by[condition] for by in TABLE_3.values()]
         low, high = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
         assert (row["low"], row["high"]) == pytest.approx((low, high))
         assert row["paper_mean"] == pytest.approx(row["mean"])
@@ -50,18 +44,18 @@ def test_the_papers_own_numbers_give_the_papers_means_and_deviations() -> None:
 
 @pytest.mark.slow
 def test_differences_over_seeds_and_over_radiographs(smoke: Experiment) -> None:
-    cells = [*seed_cells(smoke.recipe), *control_cells(smoke.recipe)]
-    rows, table = cell_rows(smoke, cells), difference_table(smoke, cells)
+    variants = [*seed_variants(smoke.recipe), *control_variants(smoke.recipe)]
+    rows, table = variant_rows(smoke, variants), difference_table(smoke, variants, COMPARED)
     assert len(rows) == 10
     assert table["comparison"].tolist() == [
         "student - teacher", "student - second teacher", "student - label smoothing",
         "student - untrained teacher's student", "second teacher - teacher", "label smoothing - teacher",
         "untrained teacher's student - teacher",
     ]  # fmt: skip
-    miou = rows.set_index(["arm", "value"])["miou"]
+    miou = rows.set_index(["condition", "value"])["miou"]
     for row in table.to_dict("records"):
         first, second = row["comparison"].split(" - ")
-        differences = [miou[first, seed] - miou[second, seed] for seed in smoke.recipe.seeds]
+        differences = [miou[first, seed] - miou[second, seed] for seed in smoke.recipe.ablation.seeds]
         assert row["difference"] == pytest.approx(np.mean(differences))
         assert row["std"] == pytest.approx(np.std(differences, ddof=1))
         low, high = stats.t.interval(0.95, 1, loc=np.mean(differences), scale=stats.sem(differences))
@@ -69,24 +63,24 @@ def test_differences_over_seeds_and_over_radiographs(smoke: Experiment) -> None:
         assert row["image_low"] <= row["difference"] <= row["image_high"]
         assert 0 < row["image_p"] <= 1
     assert difference_sentences(table).count("\n") == 6
-    figure = seed_arms(rows)
+    figure = seeds_by_condition(rows, published_seeds())
     assert [label.get_text().replace("\n", " ") for label in figure.axes[0].get_xticklabels()] == list(
-        dict.fromkeys(rows["arm"])
+        dict.fromkeys(rows["condition"])
     )
 
 
 def test_a_curve_says_how_sure_its_best_value_is(smoke: Experiment) -> None:
-    cells = temperature_cells(smoke.recipe)
-    rows = curve_rows(smoke, cells)
+    variants = temperature_variants(smoke.recipe)
+    rows = curve_rows(smoke, variants)
     assert rows["value"].tolist() == [1.0, 2.0]
     assert rows["best"].sum() == pytest.approx(1)
-    pd.testing.assert_frame_equal(rows, curve_rows(smoke, cells))
+    pd.testing.assert_frame_equal(rows, curve_rows(smoke, variants))
     assert (rows["low"] <= rows["miou"]).all()
     assert (rows["miou"] <= rows["high"]).all()
     best = rows["value"][rows["miou"].argmax()]
     assert curve_sentence(rows, "temperature", 2.0).startswith(f"Highest mIOU at temperature {best:g}")
     assert "3, is not among the values" in curve_sentence(rows, "temperature", 3.0)
-    line = ablation_curve(rows, cell_rows(smoke, seed_cells(smoke.recipe)[:1]), "T", 2.0).axes[0].lines[1]
+    line = ablation_curve(rows, variant_rows(smoke, seed_variants(smoke.recipe)[:1]), "T", 2.0).axes[0].lines[1]
     assert list(line.get_ydata()) == rows["miou"].tolist()
 
 

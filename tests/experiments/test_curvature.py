@@ -8,27 +8,31 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tbkd_utils.curvature.spectrum import Spectrum, spectrum
+from tbkd_utils.curvature.spectrum import Spectrum, hessian_spectrum
+from tbkd_utils.errors import ModelError
 from tbkd_utils.experiments.curvature import (
-    CurvatureError,
-    curvature,
+    flatness_correlation,
     flatness_rows,
     hessian_batches,
     landscape_rows,
+    network_spectrum,
     networks_at_hand,
     pyhessian,
+    ratio_table,
+    ratios,
     rise_table,
     size_rows,
 )
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.trained import TrainedClassifier, train_student, train_teacher
-from tbkd_utils.systems.tb.tables import flatness_correlation, flatness_sentences, ratio_table, table_1, table_2
-from tbkd_utils.views.curvature_figures import flatness_and_miou, loss_landscape, ratios, size_study, spectral_density
+from tbkd_utils.experiments.trained import TrainedNetwork, train
+from tbkd_utils.systems.tb.sentences import flatness_sentences
+from tbkd_utils.systems.tb.tables import table_1, table_2
+from tbkd_utils.views.curvature_figures import flatness_and_miou, loss_landscape, size_study, spectral_density
 
 
 @pytest.fixture(scope="module")
-def networks(smoke: Experiment) -> list[TrainedClassifier]:
-    return [train_teacher(smoke), train_student(smoke)]
+def networks(smoke: Experiment) -> list[TrainedNetwork]:
+    return [train(smoke, "teacher"), train(smoke, "student")]
 
 
 def test_the_sample_is_stratified_nested_and_fixed(smoke: Experiment) -> None:
@@ -36,7 +40,7 @@ def test_the_sample_is_stratified_nested_and_fixed(smoke: Experiment) -> None:
     sizes = [len(labels) for _, labels in hessian_batches(small, 8)]
     assert sizes == [3, 3, 2]
     images, labels = (torch.cat(parts) for parts in zip(*hessian_batches(small, 8), strict=True))
-    assert labels.float().mean() == pytest.approx(smoke.train.labels.mean(), abs=1 / 8)
+    assert labels.float().mean() == pytest.approx(smoke.train.targets.mean(), abs=1 / 8)
     again = torch.cat([x for x, _ in hessian_batches(smoke, 8)])
     assert torch.equal(images, again), "the batch size changes nothing"
     larger = {image.numpy().tobytes() for x, _ in hessian_batches(smoke, 12) for image in x}
@@ -57,38 +61,37 @@ def test_every_sample_has_both_classes_and_the_right_size(smoke: Experiment, cou
 
 @pytest.mark.parametrize("count", [1, 10_000])
 def test_an_impossible_sample_is_refused(smoke: Experiment, count: int) -> None:
-    with pytest.raises(CurvatureError, match="expected 2 to 24"):
+    with pytest.raises(ModelError, match="expected 2 to 24"):
         hessian_batches(smoke, count)
 
 
 def test_a_spectrum_is_kept_and_read_back(
-    smoke: Experiment, networks: list[TrainedClassifier], monkeypatch: pytest.MonkeyPatch
+    smoke: Experiment, networks: list[TrainedNetwork], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = curvature(smoke, networks[0])
-    monkeypatch.setattr(TrainedClassifier, "model", lambda self: pytest.fail("computed again"))
-    second = curvature(smoke, networks[0])
+    first = network_spectrum(smoke, networks[0])
+    monkeypatch.setattr(TrainedNetwork, "model", lambda self: pytest.fail("computed again"))
+    second = network_spectrum(smoke, networks[0])
     for field in dataclasses.fields(Spectrum):
         assert np.array_equal(getattr(first, field.name), getattr(second, field.name)), field.name
-    assert first.samples == smoke.recipe.hessian_samples
+    assert first.samples == smoke.recipe.curvature.hessian_samples
 
 
 @pytest.mark.slow
-def test_it_is_the_spectrum_of_cross_entropy_on_the_sample(
-    smoke: Experiment, networks: list[TrainedClassifier]
-) -> None:
+def test_it_is_the_spectrum_of_cross_entropy_on_the_sample(smoke: Experiment, networks: list[TrainedNetwork]) -> None:
     recipe = smoke.recipe
-    direct = spectrum(
-        networks[1].model(), F.cross_entropy, hessian_batches(smoke, recipe.hessian_samples), top=2, probes=2, steps=4,
-        tolerance=recipe.hessian_tolerance,
+    direct = hessian_spectrum(
+        networks[1].model(), F.cross_entropy, hessian_batches(smoke, recipe.curvature.hessian_samples),
+        top=2, probes=2, steps=4,
+        tolerance=recipe.curvature.hessian_tolerance,
     )  # fmt: skip
-    kept = curvature(smoke, networks[1])
+    kept = network_spectrum(smoke, networks[1])
     assert kept.eigenvalues == pytest.approx(direct.eigenvalues, rel=1e-4)
     assert kept.trace == pytest.approx(direct.trace, rel=1e-4)
 
 
 @pytest.mark.slow
-def test_tables_of_a_real_run(smoke: Experiment, networks: list[TrainedClassifier]) -> None:
-    spectra = {network.role: curvature(smoke, network) for network in networks}
+def test_tables_of_a_real_run(smoke: Experiment, networks: list[TrainedNetwork]) -> None:
+    spectra = {network.role: network_spectrum(smoke, network) for network in networks}
     theirs = {network.role: pyhessian(smoke, network) for network in networks}
     one = table_1(spectra, theirs)
     assert list(one["network"]) == ["teacher"] * 2 + ["student"] * 2
@@ -107,25 +110,25 @@ def test_tables_of_a_real_run(smoke: Experiment, networks: list[TrainedClassifie
 
 
 @pytest.mark.slow
-def test_the_view_without_a_hessian(smoke: Experiment, networks: list[TrainedClassifier]) -> None:
+def test_the_view_without_a_hessian(smoke: Experiment, networks: list[TrainedNetwork]) -> None:
     rows = landscape_rows(smoke, networks)
-    assert len(rows) == 2 * 3 * smoke.recipe.landscape_points
-    centres = rows[rows["step"] == 0].groupby("network")["loss"]
-    assert (centres.nunique() == 1).all(), "every direction starts at the network itself"
+    assert len(rows) == 2 * 3 * smoke.recipe.curvature.landscape_points
+    centers = rows[rows["step"] == 0].groupby("network")["loss"]
+    assert (centers.nunique() == 1).all(), "every direction starts at the network itself"
     rises = rise_table(smoke, networks)
-    assert rises["loss"].to_numpy() == pytest.approx(centres.first()[rises["network"]].to_numpy(), rel=1e-5)
+    assert rises["loss"].to_numpy() == pytest.approx(centers.first()[rises["network"]].to_numpy(), rel=1e-5)
     loss_landscape(rows).canvas.draw()
 
 
 @pytest.mark.slow
-def test_networks_at_hand_differ_in_the_seed_alone(smoke: Experiment, networks: list[TrainedClassifier]) -> None:
-    found = [(network.role, network.recipe.seed) for network in networks_at_hand(smoke)]
+def test_networks_at_hand_differ_in_the_seed_alone(smoke: Experiment, networks: list[TrainedNetwork]) -> None:
+    found = [(network.role, network.recipe.training.seed) for network in networks_at_hand(smoke)]
     assert set(found) >= {("student", 42), ("teacher", 42)}
     wider = smoke.changed(seeds=(5, 6, 42))
-    train_teacher(smoke.changed(seed=5))
-    train_teacher(smoke.changed(seed=6, epochs=1))  # another length of training: not a network of this recipe
-    train_teacher(smoke.changed(seed=7))  # not a seed of this recipe
-    found = [(network.role, network.recipe.seed) for network in networks_at_hand(wider)]
+    train(smoke.changed(seed=5), "teacher")
+    train(smoke.changed(seed=6, epochs=1), "teacher")  # another length of training: not a network of this recipe
+    train(smoke.changed(seed=7), "teacher")  # not a seed of this recipe
+    found = [(network.role, network.recipe.training.seed) for network in networks_at_hand(wider)]
     assert found == [("teacher", 5), ("student", 42), ("teacher", 42)]
     rows = flatness_rows(wider)
     assert list(rows["seed"]) == [5, 42, 42]

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tbkd_utils.errors import RunError
 from tbkd_utils.experiments.evaluation import classification, localization
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.trained import train_student, train_teacher
-from tbkd_utils.runs import RunError, RunWarning
+from tbkd_utils.experiments.trained import train
+from tbkd_utils.runs import RunWarning
 
 pytestmark = pytest.mark.slow
 KILLS = 20
@@ -24,8 +25,8 @@ KILLS = 20
 def whole(out: Path) -> None:
     """Draws the radiographs, trains both networks, and evaluates them: all that a notebook of the grid computes."""
     experiment = Experiment.open("smoke", out=out, overrides={"epochs": 3})
-    for train in (train_teacher, train_student):
-        trained = train(experiment)
+    for role in ("teacher", "student"):
+        trained = train(experiment, role)
         classification(experiment, trained)
         localization(experiment, trained)
 
@@ -46,7 +47,7 @@ def contents(out: Path) -> dict[str, str]:
 def server() -> multiprocessing.context.BaseContext:
     """Starts processes that have torch imported already, so that kills fall into the work and not into the imports."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tbkd_utils.experiments.evaluation", "tbkd_utils.models.fit"])
+    context.set_forkserver_preload(["tbkd_utils.experiments.evaluation", "tbkd_utils.models.loop"])
     return context
 
 
@@ -116,18 +117,18 @@ def test_a_full_disk_is_said_and_the_next_call_goes_on(
 
 def test_a_finished_run_that_was_changed_is_said_and_made_again(smoke: Experiment, tmp_path: Path) -> None:
     experiment = Experiment.open("smoke", out=tmp_path)
-    trained = train_teacher(experiment)
+    trained = train(experiment, "teacher")
     weights = trained.run.file("best.safetensors")
     good = weights.read_bytes()
     for damage in (good[:-100], good[:-1] + bytes([good[-1] ^ 1]), b""):
         weights.write_bytes(damage)
         with pytest.warns(RunWarning, match=r"best\.safetensors is not the file that was written, so it is made again"):
-            train_teacher(Experiment.open("smoke", out=tmp_path))
+            train(Experiment.open("smoke", out=tmp_path), "teacher")
         assert weights.read_bytes() == good
     weights.unlink()
     with pytest.warns(RunWarning, match=r"best\.safetensors is missing, so it is made again"):
-        train_teacher(Experiment.open("smoke", out=tmp_path))
+        train(Experiment.open("smoke", out=tmp_path), "teacher")
     trained.run.file("done.json").write_text("{}")
     with pytest.warns(RunWarning, match=r"done\.json cannot be read"):
-        train_teacher(Experiment.open("smoke", out=tmp_path))
+        train(Experiment.open("smoke", out=tmp_path), "teacher")
     assert weights.read_bytes() == good

@@ -11,11 +11,10 @@ import pytest
 import tiny_dataset as tiny
 import torch
 
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.errors import TbkdError, UsageError
 from tbkd_utils.experiments import evaluation as module
 from tbkd_utils.experiments.evaluation import (
     THRESHOLDS,
-    EvaluationError,
     Localization,
     classification,
     localization,
@@ -23,28 +22,28 @@ from tbkd_utils.experiments.evaluation import (
     probabilities,
 )
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.trained import TrainedClassifier, train_student, train_teacher
-from tbkd_utils.localization.boxes import boxes_from_heatmaps, boxes_from_json
-from tbkd_utils.localization.gradcam import heatmaps
-from tbkd_utils.localization.scores import energy_inside, image_score, matched_score, mean_iou, pointing_hit
-from tbkd_utils.localization.tables import DELTAS, SCORES, max_box_acc, max_box_acc_row, threshold_rows
+from tbkd_utils.experiments.trained import TrainedNetwork, train
+from tbkd_utils.localization.boxes import boxes_from_heatmap, boxes_from_json
+from tbkd_utils.localization.heatmaps import compute_heatmaps, grad_cam, upsample
+from tbkd_utils.localization.scores import energy_inside, image_score, iou_matrix, matched_score, mean_iou, pointing_hit
+from tbkd_utils.localization.tables import DELTAS, SCORES, max_box_acc, threshold_rows
 from tbkd_utils.metrics.classification import METRICS, metrics_from_counts
 from tbkd_utils.metrics.statistics import bootstrap_interval
 from tbkd_utils.runs import Run
 
 
 @pytest.fixture(scope="module")
-def teacher(smoke: Experiment) -> TrainedClassifier:
-    return train_teacher(smoke)
+def teacher(smoke: Experiment) -> TrainedNetwork:
+    return train(smoke, "teacher")
 
 
 @pytest.fixture(scope="module")
-def student(smoke: Experiment) -> TrainedClassifier:
-    return train_student(smoke)
+def student(smoke: Experiment) -> TrainedNetwork:
+    return train(smoke, "student")
 
 
 @pytest.fixture(scope="module")
-def found(smoke: Experiment, teacher: TrainedClassifier) -> Localization:
+def found(smoke: Experiment, teacher: TrainedNetwork) -> Localization:
     return localization(smoke, teacher)
 
 
@@ -59,36 +58,36 @@ def elsewhere(experiment: Experiment, folder: Path, **settings) -> Experiment:
 
 
 @pytest.fixture
-def blobs(smoke: Experiment, teacher: TrainedClassifier, tmp_path: Path, monkeypatch) -> Callable[..., Localization]:
+def blobs(smoke: Experiment, teacher: TrainedNetwork, tmp_path: Path, monkeypatch) -> Callable[..., Localization]:
     """Scores hand-made heatmaps, under some settings: one blob each, from a speck to half the image."""
     y, x = np.mgrid[:64, :64] + 0.5
     maps = []
     for spread, boxes in zip(np.geomspace(1, 20, 8), smoke.test.subset(range(8)).boxes, strict=True):
         cx, cy = (boxes[0, :2] + boxes[0, 2:]) / 2
         maps.append(np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * spread**2)))
-    monkeypatch.setattr(module, "class_activation_maps", lambda *_, **__: np.float32(maps))
+    monkeypatch.setattr(module, "compute_heatmaps", lambda *_, **__: np.float32(maps))
     return lambda **settings: localization(elsewhere(smoke, tmp_path, **settings), teacher)
 
 
 # --- probabilities and Table 4 --------------------------------------------------------------------------------------
 
 
-def test_one_row_per_test_radiograph_in_order(smoke: Experiment, teacher: TrainedClassifier) -> None:
+def test_one_row_per_test_radiograph_in_order(smoke: Experiment, teacher: TrainedNetwork) -> None:
     rows = probabilities(smoke, teacher)
-    assert list(rows.columns) == ["name", "source", "label", "p_tb"]
+    assert list(rows.columns) == ["name", "source", "label", "probability"]
     assert rows["name"].tolist() == list(smoke.test.names)
-    assert rows["label"].tolist() == smoke.test.labels.tolist()
-    assert rows["p_tb"].between(0, 1).all()
+    assert rows["label"].tolist() == smoke.test.targets.tolist()
+    assert rows["probability"].between(0, 1).all()
     with torch.inference_mode():
         alone = [teacher.model()(smoke.test.images(i, i + 1)).softmax(dim=1)[0, 1].item() for i in range(len(rows))]
-    assert np.allclose(rows["p_tb"], alone, atol=1e-5)
+    assert np.allclose(rows["probability"], alone, atol=1e-5)
 
 
-def test_table_4_is_computed_from_the_kept_rows(smoke: Experiment, teacher: TrainedClassifier) -> None:
+def test_table_4_is_computed_from_the_kept_rows(smoke: Experiment, teacher: TrainedNetwork) -> None:
     table = classification(smoke, teacher).set_index("metric")
     (file,) = [f for f in smoke.runs.glob("probabilities-*/rows.csv") if made_by(f, teacher)]
     rows = pd.read_csv(file)
-    tb, other = rows.loc[rows["label"] == 1, "p_tb"], rows.loc[rows["label"] == 0, "p_tb"]
+    tb, other = rows.loc[rows["label"] == 1, "probability"], rows.loc[rows["label"] == 0, "probability"]
     tp, fp = int((tb > 0.5).sum()), int((other > 0.5).sum())
     expected = metrics_from_counts(tp, len(tb) - tp, len(other) - fp, fp)
     wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a in tb for b in other]
@@ -102,15 +101,17 @@ def test_table_4_is_computed_from_the_kept_rows(smoke: Experiment, teacher: Trai
     assert (defined["low"] <= defined["high"]).all()
 
 
-def made_by(file: Path, trained: TrainedClassifier) -> bool:
+def made_by(file: Path, trained: TrainedNetwork) -> bool:
     return json.loads((file.parent / "settings.json").read_text())["network"] == trained.run.path.name
 
 
 def test_every_network_has_rows_of_its_own(smoke: Experiment, teacher, student) -> None:
-    assert not np.array_equal(probabilities(smoke, teacher)["p_tb"], probabilities(smoke, student)["p_tb"])
+    assert not np.array_equal(
+        probabilities(smoke, teacher)["probability"], probabilities(smoke, student)["probability"]
+    )
 
 
-def test_best_and_last_epoch_are_kept_apart(smoke: Experiment, teacher: TrainedClassifier, tmp_path: Path) -> None:
+def test_best_and_last_epoch_are_kept_apart(smoke: Experiment, teacher: TrainedNetwork, tmp_path: Path) -> None:
     experiment = elsewhere(smoke, tmp_path)
     folders = []
     for keep in ("best", "last", "best"):
@@ -119,13 +120,13 @@ def test_best_and_last_epoch_are_kept_apart(smoke: Experiment, teacher: TrainedC
     assert folders == [1, 2, 2]
 
 
-def test_a_second_call_reads_from_disk(smoke: Experiment, teacher: TrainedClassifier, found, monkeypatch) -> None:
+def test_a_second_call_reads_from_disk(smoke: Experiment, teacher: TrainedNetwork, found, monkeypatch) -> None:
     rows, table = probabilities(smoke, teacher), classification(smoke, teacher)
 
-    def refuse(self: TrainedClassifier) -> torch.nn.Module:
+    def refuse(self: TrainedNetwork) -> torch.nn.Module:
         raise AssertionError("the network was asked for again")
 
-    monkeypatch.setattr(TrainedClassifier, "model", refuse)
+    monkeypatch.setattr(TrainedNetwork, "model", refuse)
     pd.testing.assert_frame_equal(probabilities(smoke, teacher), rows)
     pd.testing.assert_frame_equal(classification(smoke, teacher), table)
     again = localization(smoke, teacher)
@@ -149,15 +150,16 @@ def test_the_scored_radiographs_are_those_with_a_box(smoke: Experiment, found: L
     assert found.role == "teacher"
 
 
-def test_the_heatmaps_are_grad_cam_of_tb(smoke: Experiment, teacher: TrainedClassifier, found: Localization) -> None:
-    expected = heatmaps(teacher.model(), found.samples.images(), target=1)
+def test_the_heatmaps_are_grad_cam_of_tb(smoke: Experiment, teacher: TrainedNetwork, found: Localization) -> None:
+    maps = compute_heatmaps(teacher.model(), found.samples.images(), grad_cam(teacher.network, 1, method="captum"))
+    expected = upsample(maps, found.samples.size)
     assert found.heatmaps.shape == (8, 64, 64)
     assert np.allclose(found.heatmaps, expected, atol=1e-6)
     assert found.heatmaps.max() > 0
 
 
 def test_the_minimum_area_is_the_smallest_training_box(smoke: Experiment, teacher, found: Localization) -> None:
-    scale = (smoke.recipe.resize / smoke.recipe.synthetic_size) ** 2
+    scale = (smoke.recipe.pixels.resize / smoke.recipe.synthetic.synthetic_size) ** 2
     areas = [
         (right - left) * (bottom - top) * scale for r in smoke.train_records for left, top, right, bottom in r.boxes
     ]
@@ -168,10 +170,12 @@ def test_the_minimum_area_is_the_smallest_training_box(smoke: Experiment, teache
 
 
 @pytest.mark.parametrize("area", ["rectangle", "contour"])
-@pytest.mark.parametrize("normalisation", ["minmax", "max"])
-def test_the_boxes_follow_algorithm_1(blobs, area: str, normalisation: str) -> None:
-    found = blobs(area=area, normalisation=normalisation, threshold=0.3)
-    expected = boxes_from_heatmaps(found.heatmaps, 0.3, found.min_area, area=area, method=normalisation)
+@pytest.mark.parametrize("normalization", ["minmax", "max"])
+def test_the_boxes_follow_algorithm_1(blobs, area: str, normalization: str) -> None:
+    found = blobs(area=area, normalization=normalization, threshold=0.3)
+    expected = [
+        boxes_from_heatmap(heat, 0.3, found.min_area, area=area, method=normalization) for heat in found.heatmaps
+    ]
     assert 0 < sum(map(len, expected)) <= 8
     assert all(map(np.array_equal, found.boxes, expected))
 
@@ -208,7 +212,9 @@ def test_every_number_of_the_summary_is_computed_from_the_rows(smoke: Experiment
     assert list(summary.index) == [*SCORES, "max_box_acc_v2"]
     for metric in SCORES:
         values = rows[metric].to_numpy(float)
-        low, high = bootstrap_interval(values, resamples=smoke.recipe.resamples, seed=smoke.recipe.statistics_seed)
+        low, high = bootstrap_interval(
+            values, resamples=smoke.recipe.statistics.resamples, seed=smoke.recipe.statistics.statistics_seed
+        )
         expected = [values.mean(), low, high, len(rows)]
         assert summary.loc[metric].tolist() == pytest.approx(expected, abs=1e-12)
     assert found.miou == pytest.approx(rows["score"].mean(), abs=1e-12)
@@ -232,7 +238,7 @@ def test_the_interval_of_max_box_acc_chooses_the_threshold_anew_in_each_resample
     def value(sample: np.ndarray) -> float:
         return np.mean([max((column >= delta).mean() for column in sample.T) for delta in DELTAS])
 
-    table = max_box_acc_row(rows, resamples=300, seed=5)
+    table = max_box_acc(rows, resamples=300, seed=5)
     row = table.iloc[0]
     assert row["mean"] == pytest.approx(value(best), abs=1e-12)
     ordered = best[np.argsort([f"{i}.png" for i in range(25)])]  # the table's images, by name
@@ -247,7 +253,7 @@ def test_the_threshold_rows_hold_the_operating_point(smoke: Experiment, blobs) -
     curve = found.threshold_rows()
     assert sorted(set(curve["threshold"])) == THRESHOLDS.tolist()
     assert len(curve) == len(found.rows) * len(THRESHOLDS)
-    here = curve[curve["threshold"] == smoke.recipe.threshold].reset_index(drop=True)
+    here = curve[curve["threshold"] == smoke.recipe.scores.threshold].reset_index(drop=True)
     shared = ["name", "n_gt", "n_pred", "score", "matched", "best_iou"]
     pd.testing.assert_frame_equal(here[shared], found.rows[shared])
     every = found.threshold_rows(all_sizes=True)
@@ -255,23 +261,20 @@ def test_the_threshold_rows_hold_the_operating_point(smoke: Experiment, blobs) -
     assert (every["n_pred"] > curve["n_pred"]).any()
 
 
-def test_max_box_acc_from_the_rows_is_max_box_acc_from_the_heatmaps(found: Localization) -> None:
-    value = max_box_acc_row(found.threshold_rows(all_sizes=True))["mean"][0]
-    assert value == pytest.approx(max_box_acc(found.heatmaps, found.samples.boxes, THRESHOLDS).value, abs=1e-12)
-
-
 def test_max_box_acc_on_blobs_that_lie_near_their_boxes() -> None:
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:40, :40]
-    centres = rng.uniform(12, 28, (12, 2))
-    maps = np.float32([np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 50) for cx, cy in centres])
-    shifted = centres + rng.normal(0, 3, centres.shape)
+    centers = rng.uniform(12, 28, (12, 2))
+    maps = np.float32([np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 50) for cx, cy in centers])
+    shifted = centers + rng.normal(0, 3, centers.shape)
     truths = [np.float32([[cx - 7, cy - 7, cx + 7, cy + 7]]).clip(0, 40) for cx, cy in shifted]
     names = [f"{i}.png" for i in rng.permutation(12)]  # the table's order of images does not matter
-    row = max_box_acc_row(threshold_rows(names, maps, truths, 0.0, THRESHOLDS))
-    expected = max_box_acc(maps, truths, THRESHOLDS)
-    assert 0.3 < expected.value < 1
-    assert row.loc[0, ["metric", "mean", "n"]].tolist() == ["max_box_acc_v2", pytest.approx(expected.value), 12]
+    row = max_box_acc(threshold_rows(names, maps, truths, 0.0, THRESHOLDS))
+    found = [[boxes_from_heatmap(heat, t, 0.0) for t in THRESHOLDS] for heat in maps]  # images of thresholds
+    best = np.array([[iou_matrix(t, p).max(initial=0) for p in each] for t, each in zip(truths, found, strict=True)])
+    expected = np.mean([(best >= delta).mean(axis=0).max() for delta in DELTAS])
+    assert 0.3 < expected < 1
+    assert row.loc[0, ["metric", "mean", "n"]].tolist() == ["max_box_acc_v2", pytest.approx(expected), 12]
 
 
 # --- the recipe's choices ---------------------------------------------------------------------------------------------
@@ -307,13 +310,13 @@ def test_no_prediction_at_all_has_no_mean_when_such_images_are_skipped(blobs) ->
 def test_only_radiographs_called_tb_are_scored_if_the_recipe_says_so(
     smoke: Experiment, teacher, student, found: Localization, tmp_path: Path, monkeypatch
 ) -> None:
-    experiment = elsewhere(smoke, tmp_path, scored_images="boxed_and_called_tb")
+    experiment = elsewhere(smoke, tmp_path, scored_images="boxed_and_predicted")
     names = list(found.samples.names)
     called = {"teacher": names[:5], "student": names[3:7]}
 
-    def called_tb(experiment: Experiment, trained: TrainedClassifier) -> pd.DataFrame:
+    def called_tb(experiment: Experiment, trained: TrainedNetwork) -> pd.DataFrame:
         p = [0.51 if name in called[trained.role] else 0.5 for name in experiment.test.names]
-        return pd.DataFrame({"name": experiment.test.names, "p_tb": p})
+        return pd.DataFrame({"name": experiment.test.names, "probability": p})
 
     monkeypatch.setattr(module, "probabilities", called_tb)
     both = [localization(experiment, network) for network in (teacher, student)]
@@ -330,15 +333,15 @@ def test_only_radiographs_called_tb_are_scored_if_the_recipe_says_so(
 def test_networks_without_a_common_radiograph_cannot_be_compared(found: Localization) -> None:
     other = dataclasses.replace(found)
     other.__dict__["rows"] = found.rows.assign(name="other " + found.rows["name"])
-    with pytest.raises(EvaluationError, match="no radiograph is scored for both"):
+    with pytest.raises(UsageError, match="no radiograph is scored for both"):
         paired_rows(found, other)
 
 
 def test_nothing_called_tb_is_an_error(smoke: Experiment, teacher, tmp_path: Path, monkeypatch) -> None:
-    experiment = elsewhere(smoke, tmp_path, scored_images="boxed_and_called_tb")
-    table = pd.DataFrame({"p_tb": np.zeros(len(experiment.test))})
+    experiment = elsewhere(smoke, tmp_path, scored_images="boxed_and_predicted")
+    table = pd.DataFrame({"probability": np.zeros(len(experiment.test))})
     monkeypatch.setattr(module, "probabilities", lambda *_: table)
-    with pytest.raises(EvaluationError, match="and is called TB"):
+    with pytest.raises(UsageError, match="and is predicted TB"):
         localization(experiment, teacher)
 
 
@@ -346,9 +349,9 @@ def test_nothing_called_tb_is_an_error(smoke: Experiment, teacher, tmp_path: Pat
 def test_without_boxes_there_is_nothing_to_score(smoke: Experiment, tmp_path: Path, split: str, said: str) -> None:
     root = tiny.write_tbx11k(tmp_path / "TBX11K")
     tiny.edit_json(root, lambda content: content["annotations"].clear(), split)
-    experiment = Experiment.open("smoke", root, tmp_path, {"monitor": "val"})
-    untrained = TrainedClassifier("teacher", experiment.recipe, Run.at(experiment.runs, "teacher", {}))
-    with pytest.raises(EvaluationError, match=said) as caught:  # said before any network is needed
+    experiment = Experiment.open("smoke", root, tmp_path, {"early_stopping_on": "val"})
+    untrained = TrainedNetwork("teacher", experiment.recipe, Run.at(experiment.runs, "teacher", {}))
+    with pytest.raises(UsageError, match=said) as caught:  # said before any network is needed
         localization(experiment, untrained)
     assert str(root) in str(caught.value)
     assert isinstance(caught.value, TbkdError)

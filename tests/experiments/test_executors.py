@@ -1,11 +1,15 @@
 """Where steps run: inline, side by side, and what a user reads when a cluster is not there."""
 
-import threading
+import os
+import signal
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tbkd_utils.experiments.executors import ExecutorError, Inline, dask, local, threads_each
+from tbkd_utils.errors import RunError
+from tbkd_utils.experiments.executors import Inline, dask, local, threads_each
 
 
 def test_one_job_runs_here_and_in_order() -> None:
@@ -28,32 +32,57 @@ def test_ctrl_c_reaches_the_caller_of_one_job() -> None:
         executor.submit(interrupted)
 
 
-def test_two_jobs_run_at_the_same_time() -> None:
-    barrier = threading.Barrier(2, timeout=20)  # passed only if both wait at it at once
+def waited_for(mine: Path, other: Path) -> int:
+    """Leaves a file and waits for another: returns only if both run at once. Gives its process away."""
+    mine.touch()
+    deadline = time.monotonic() + 60
+    while not other.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{other} never came")
+        time.sleep(0.01)
+    return os.getpid()
+
+
+@pytest.mark.slow
+def test_two_jobs_run_at_the_same_time_in_processes_of_their_own(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
     with local(2) as executor:
-        futures = [executor.submit(barrier.wait) for _ in range(2)]
-        assert sorted(future.result() for future in futures) == [0, 1]
+        futures = [executor.submit(waited_for, *files) for files in ((a, b), (b, a))]
+        processes = {future.result() for future in futures}
+        again = {executor.submit(os.getpid).result() for _ in range(3)}
+    assert len(processes | {os.getpid()}) == 3
+    assert again <= processes  # they stay, so that nothing is imported for each task
 
 
-def test_what_has_not_begun_is_dropped_after_an_error() -> None:
-    barrier, go, ran = threading.Barrier(3, timeout=20), threading.Event(), []
+def killed(pid_file: Path) -> None:
+    pid_file.write_text(str(os.getpid()))
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    def slow() -> None:
-        barrier.wait()
-        go.wait(20)
 
-    def let_go() -> None:
-        go.set()
+@pytest.mark.slow
+def test_a_process_that_is_killed_fails_its_own_task_alone(tmp_path: Path) -> None:
+    with local(2) as executor:
+        lost = executor.submit(killed, tmp_path / "pid")
+        others = [executor.submit(abs, -number) for number in range(6)]
+        with pytest.raises(RunError, match="its process was killed"):
+            lost.result()
+        assert [future.result() for future in others] == [0, 1, 2, 3, 4, 5]
+    assert int((tmp_path / "pid").read_text()) != os.getpid()
 
+
+@pytest.mark.slow
+def test_what_has_not_begun_is_dropped_after_an_error_and_no_process_stays() -> None:
+    before = set(psutil.Process().children(recursive=True))
     with pytest.raises(KeyboardInterrupt), local(2) as executor:  # noqa: PT012
         for _ in range(2):
-            executor.submit(slow)
-        waiting = executor.submit(ran.append, 1)
-        barrier.wait()  # both threads are busy now
-        threading.Timer(0.5, let_go).start()
+            executor.submit(time.sleep, 300)
+        waiting = executor.submit(abs, 1)
+        time.sleep(0.5)
         raise KeyboardInterrupt
     assert waiting.cancelled()
-    assert ran == []
+    left = set(psutil.Process().children(recursive=True)) - before
+    _, alive = psutil.wait_procs(left, timeout=20)
+    assert not [process for process in alive if "resource_tracker" not in " ".join(process.cmdline())]
 
 
 def test_the_cores_are_shared_out() -> None:
@@ -63,10 +92,10 @@ def test_the_cores_are_shared_out() -> None:
 
 
 def test_wrong_options_are_said(tmp_path: Path) -> None:
-    with pytest.raises(ExecutorError, match="--jobs 0: expected at least 1"), local(0):
+    with pytest.raises(RunError, match="--jobs 0: expected at least 1"), local(0):
         pass
-    with pytest.raises(ExecutorError, match=r"does not answer.*`dask scheduler`"), dask("tcp://127.0.0.1:9", 0.5):
+    with pytest.raises(RunError, match=r"does not answer.*`dask scheduler`"), dask("tcp://127.0.0.1:9", 0.5):
         pass
-    with pytest.raises(ExecutorError, match=r"nowhere\.json: there is no such scheduler file"):  # noqa: SIM117
+    with pytest.raises(RunError, match=r"nowhere\.json: there is no such scheduler file"):  # noqa: SIM117
         with dask(str(tmp_path / "nowhere.json"), 0.5):
             pass

@@ -1,27 +1,18 @@
 """Opening an experiment, which radiographs it uses, what names its runs, and the files it writes for people."""
 
-import dataclasses
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.pyplot
-import numpy as np
-import pandas as pd
 import pytest
 import tiny_dataset as tiny
-from matplotlib.figure import Figure
 
-from tbkd_utils.data.records import DatasetError
 from tbkd_utils.data.synthetic.dataset import write_synthetic
-from tbkd_utils.errors import TbkdError
-from tbkd_utils.experiments import experiment as module
-from tbkd_utils.experiments.experiment import Experiment, ExperimentError, project_folder
-from tbkd_utils.experiments.recipe import RecipeError
+from tbkd_utils.errors import DataError, SettingsError, TbkdError
+from tbkd_utils.experiments.experiment import Experiment, project_folder
 from tbkd_utils.runs import RunWarning, digest
 
-SMALL = {"resize": 40, "crop": 32, "monitor": "train", "backbone": "resnet18", "weights": "none"}
+SMALL = {"resize": 40, "crop": 32, "early_stopping_on": "train", "network": "resnet18", "weights": "none"}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +31,7 @@ def opened(root: Path, tmp_path: Path) -> Callable[..., Experiment]:
     return lambda **changes: Experiment.open("paper", root, tmp_path / "out", SMALL | changes)
 
 
-def labelled_dataset(root: Path, tb: int = 20, health: int = 40) -> Path:
+def labeled_dataset(root: Path, tb: int = 20, health: int = 40) -> Path:
     """A dataset without boxes, of as many small images as asked for, and one of each class in val."""
     images = {
         "train": {
@@ -67,7 +58,7 @@ def copy(root: Path, source: str, target: str) -> None:
 
 
 def test_an_unknown_recipe_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no recipe 'dmeo'.*demo"):
+    with pytest.raises(SettingsError, match=r"no recipe 'dmeo'.*demo"):
         Experiment.open("dmeo", out=tmp_path)
 
 
@@ -80,18 +71,18 @@ def test_an_unknown_recipe_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_unknown_settings_and_values_are_errors(tmp_path: Path, overrides: dict, said: str) -> None:
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(SettingsError, match=said):
         Experiment.open("demo", out=tmp_path, overrides=overrides)
 
 
 @pytest.mark.parametrize("recipe", ["laptop", "paper"])
 def test_a_recipe_on_real_radiographs_needs_a_folder(recipe: str, tmp_path: Path, monkeypatch) -> None:
-    with pytest.raises(ExperimentError, match=rf"'{recipe}'.*--data DIR.*TBKD_DATA"):
+    with pytest.raises(SettingsError, match=rf"'{recipe}'.*--data DIR.*TBKD_DATA"):
         Experiment.open(recipe, out=tmp_path)
     monkeypatch.setenv("TBKD_DATA", "")
-    with pytest.raises(ExperimentError, match="TBKD_DATA"):
+    with pytest.raises(SettingsError, match="TBKD_DATA"):
         Experiment.open(recipe, out=tmp_path)
-    assert issubclass(ExperimentError, TbkdError)
+    assert issubclass(SettingsError, TbkdError)
 
 
 def test_the_environment_names_the_folder_for_a_recipe_without_a_synthetic_set(tmp_path: Path, monkeypatch) -> None:
@@ -141,7 +132,7 @@ def drawings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         drawn.append(root)
         return write_synthetic(root, **settings)
 
-    monkeypatch.setattr(module, "write_synthetic", counting)
+    monkeypatch.setattr("tbkd_utils.data.synthetic.dataset.write_synthetic", counting)
     return drawn
 
 
@@ -184,7 +175,7 @@ def test_a_folder_of_synthetic_radiographs_is_called_synthetic_too(root: Path, t
 
 
 def test_a_folder_that_is_no_dataset_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="nowhere"):
+    with pytest.raises(DataError, match="nowhere"):
         _ = Experiment.open("paper", tmp_path / "nowhere", tmp_path).train_records
 
 
@@ -220,27 +211,27 @@ def test_a_copy_of_a_test_file_or_of_an_earlier_one_is_left_out(opened, root: Pa
 def test_copies_that_leave_one_class_are_an_error(opened, root: Path) -> None:
     for name in ("health/h0001.png", "sick/s0001.png"):
         copy(root, "health/h0009.png", name)
-    with pytest.raises(DatasetError, match=r"train \(copies left out\).* 0 non-TB"):
+    with pytest.raises(DataError, match=r"train \(copies left out\).* 0 no TB"):
         _ = opened().train_records
 
 
 def test_a_split_with_one_class_is_an_error(opened, root: Path) -> None:
     tiny.write_list(root, "val", [name for name in tiny.VAL if name.startswith("tb/")])
     tiny.edit_json(root, lambda content: content["images"].pop(), "val")
-    with pytest.raises(DatasetError, match="'val' has 1 TB and 0 non-TB"):
+    with pytest.raises(DataError, match="'val' has 0 no TB, 1 TB"):
         _ = opened().test_records
 
 
 @pytest.mark.parametrize("which", ["train_splits", "test_splits"])
 def test_splits_that_overlap_are_an_error(opened, which: str) -> None:
     experiment = opened(**{which: ["val", "trainval"]})
-    with pytest.raises(ExperimentError, match=r"val \+ trainval.*overlap.*tb/tb0009\.png"):
+    with pytest.raises(SettingsError, match=r"val \+ trainval.*overlap.*tb/tb0009\.png"):
         _ = experiment.fingerprint
 
 
 def test_absent_files_are_refused_unless_the_recipe_allows_them(opened, root: Path) -> None:
     (root / "imgs" / "tb/tb0001.png").unlink()
-    with pytest.raises(DatasetError, match="partial"):
+    with pytest.raises(DataError, match="partial"):
         _ = opened().train_records
     assert len(opened(partial=True).train_records) == 4
 
@@ -250,27 +241,29 @@ def test_absent_files_are_refused_unless_the_recipe_allows_them(opened, root: Pa
 
 def held_out(root: Path, tmp_path: Path, **changes) -> set[str]:
     """The names of the hold-out, after checking that it and the rest make up the training set."""
-    settings = SMALL | {"monitor": "holdout", "holdout_fraction": 0.25, "resize": 8, "crop": 8} | changes
+    settings = (
+        SMALL | {"early_stopping_on": "validation", "validation_fraction": 0.25, "resize": 8, "crop": 8} | changes
+    )
     experiment = Experiment.open("paper", root, tmp_path / "out", settings)
-    assert experiment.monitor is not None
-    kept, held = set(experiment.train.names), set(experiment.monitor.names)
+    assert experiment.validation is not None
+    kept, held = set(experiment.train.names), set(experiment.validation.names)
     assert kept | held == set(experiment.full_train.names)
     assert not kept & held
     position = {name: i for i, name in enumerate(experiment.full_train.names)}
-    for part in (experiment.train, experiment.monitor):  # in the order of the training set, with its own labels
+    for part in (experiment.train, experiment.validation):  # in the order of the training set, with its own labels
         assert [position[name] for name in part.names] == sorted(position[name] for name in part.names)
-        assert part.labels.tolist() == [int(name.startswith("tb/")) for name in part.names]
+        assert part.targets.tolist() == [int(name.startswith("tb/")) for name in part.names]
     return held
 
 
 def test_the_holdout_is_a_share_of_each_class(tmp_path: Path) -> None:
-    held = held_out(labelled_dataset(tmp_path / "TBX11K"), tmp_path)
+    held = held_out(labeled_dataset(tmp_path / "TBX11K"), tmp_path)
     assert sum(name.startswith("tb/") for name in held) == 5
     assert sum(name.startswith("health/") for name in held) == 10
 
 
 def test_the_holdout_does_not_depend_on_order_or_on_other_radiographs(tmp_path: Path) -> None:
-    root = labelled_dataset(tmp_path / "TBX11K")
+    root = labeled_dataset(tmp_path / "TBX11K")
     held = held_out(root, tmp_path)
     names = (root / "lists" / "TBX11K_train.txt").read_text().split()
 
@@ -289,7 +282,7 @@ def test_the_holdout_does_not_depend_on_order_or_on_other_radiographs(tmp_path: 
 
 
 def test_the_data_seed_chooses_the_holdout_and_the_networks_seed_does_not(tmp_path: Path) -> None:
-    root = labelled_dataset(tmp_path / "TBX11K")
+    root = labeled_dataset(tmp_path / "TBX11K")
     held = held_out(root, tmp_path)
     assert held_out(root, tmp_path, seed=7) == held
     assert held_out(root, tmp_path, data_seed=7) != held
@@ -298,16 +291,16 @@ def test_the_data_seed_chooses_the_holdout_and_the_networks_seed_does_not(tmp_pa
 def test_a_holdout_that_leaves_nothing_to_train_on_is_an_error(opened, root: Path) -> None:
     tiny.write_list(root, "train", [name for name in tiny.TRAIN if not name.startswith("sick/")])
     tiny.edit_json(root, lambda content: content["images"].pop())
-    with pytest.raises(ExperimentError, match="Holding out 1 of 1 training radiographs of class 0"):
-        _ = opened(monitor="holdout").train
+    with pytest.raises(DataError, match="Setting 1 of 1 training radiographs of class no TB aside"):
+        _ = opened(early_stopping_on="validation").train
 
 
 def test_the_monitor_can_be_the_test_set_or_the_training_set(opened) -> None:
-    on_test = opened(monitor="val")
-    assert on_test.monitor is on_test.test
+    on_test = opened(early_stopping_on="test")
+    assert on_test.validation is on_test.test
     assert on_test.train is on_test.full_train
-    on_train = opened(monitor="train")
-    assert on_train.monitor is None
+    on_train = opened(early_stopping_on="train")
+    assert on_train.validation is None
     assert on_train.train is on_train.full_train
 
 
@@ -335,12 +328,12 @@ def test_the_fingerprint_follows_pixels_and_boxes_and_not_the_place(opened, root
 
 
 def test_the_fingerprint_follows_a_label(tmp_path: Path) -> None:
-    relabelled = [row.replace("train,none,tb,none,tb", "train,none,no_tb,none,healthy") for row in tiny.KAGGLE_ROWS]
+    relabeled = [row.replace("train,none,tb,none,tb", "train,none,no_tb,none,healthy") for row in tiny.KAGGLE_ROWS]
     found = []
-    for name, rows in (("a", tiny.KAGGLE_ROWS), ("b", relabelled)):
+    for name, rows in (("a", tiny.KAGGLE_ROWS), ("b", relabeled)):
         root = tiny.write_kaggle(tmp_path / name, rows)
         experiment = Experiment.open("paper", root, tmp_path, SMALL)
-        labels = {record.name: record.label for record in experiment.train_records}
+        labels = {record.name: record.target for record in experiment.train_records}
         found.append((labels["tb0010.png"], experiment.fingerprint))
     assert [label for label, _ in found] == [1, 0]
     assert found[0][1] != found[1][1]
@@ -350,7 +343,10 @@ def test_a_student_depends_on_all_that_its_teacher_does_and_on_the_distillation(
     experiment = opened()
     teacher, student = experiment.training_settings("teacher"), experiment.training_settings("student")
     assert teacher.items() <= student.items()
-    assert student.keys() - teacher.keys() == {"temperature", "alpha", "teacher_mode", "teacher_trained"}
+    assert student == teacher  # at the paper's values, which are the defaults, no setting of either is named
+    hot = opened(temperature=3.0, teacher_trained=False)
+    assert hot.training_settings("teacher") == teacher
+    assert hot.training_settings("student") == teacher | {"temperature": 3.0, "teacher_trained": False}
     assert teacher["fingerprint"] == experiment.fingerprint
     json.dumps(student)  # plain values, or no run could be named
 
@@ -366,7 +362,7 @@ def test_a_student_depends_on_all_that_its_teacher_does_and_on_the_distillation(
         ({"epochs": 3}, True, True),
         ({"crop": 30}, True, True),
         ({"data_seed": 1}, True, True),
-        ({"backbone": "resnet34"}, True, True),
+        ({"network": "resnet34"}, True, True),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
@@ -391,68 +387,29 @@ def test_a_file_of_weights_counts_by_its_content(opened, tmp_path: Path) -> None
     assert "weights_sha256" not in opened().training_settings("teacher")
 
 
-# --- figures and tables -----------------------------------------------------------------------------------------------
+def test_networks_differ_by_role_if_asked(opened) -> None:
+    plain, mixed = opened(), opened(networks={"student": "resnet34"})
+    assert mixed.training_settings("teacher") == plain.training_settings("teacher")
+    named = {"network": "resnet34", "teacher_network": "resnet18"}
+    assert mixed.training_settings("student") == plain.training_settings("student") | named
+    assert (mixed.network_of("teacher"), mixed.network_of("student")) == ("resnet18", "resnet34")
+    with pytest.raises(SettingsError, match="has no network 'pupil': expected teacher, student"):
+        plain.training_settings("pupil")
 
 
-def drawn() -> Figure:
-    figure = Figure(figsize=(3, 2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.imshow(np.arange(12).reshape(3, 4))
-    right.plot([0, 1], [1, 0], label="a line")
-    right.set_xlabel("across")
-    figure.legend(loc="outside lower center")
-    return figure
+def test_one_network_is_looked_at_at_many_scales(opened) -> None:
+    plain, large = opened(), opened(eval_resize=40, eval_crop=36)
+    for role in ("teacher", "student"):
+        assert plain.training_settings(role) == large.training_settings(role)
+    assert plain.test.size == plain.train.size
+    assert large.test.size == (36, 36)
+    assert large.train.size == plain.train.size
+    assert large.recipe.evaluation_zoom == (40 / plain.recipe.pixels.resize) ** 2
 
 
-def test_the_same_figure_drawn_twice_gives_the_same_bytes(tmp_path: Path, opened) -> None:
-    first, second = opened(), dataclasses.replace(opened(), out=tmp_path / "again")
-    for experiment in (first, second):
-        figure = drawn()
-        assert experiment.save_figure(figure, "figure_0") is figure
-    files = sorted(entry.name for entry in first.figures.iterdir())
-    assert files == ["figure_0.png", "figure_0.svg"]
-    for name in files:
-        assert (first.figures / name).read_bytes() == (second.figures / name).read_bytes()
-    assert (first.figures / "figure_0.png").read_bytes().startswith(b"\x89PNG")
-    assert b"<svg" in (first.figures / "figure_0.svg").read_bytes()
-    assert matplotlib.pyplot.get_fignums() == []
-
-
-def test_a_table_is_written_with_every_digit_and_rounded_for_reading(opened) -> None:
+def test_nothing_is_read_twice_and_a_copy_with_other_settings_shares_it(opened, monkeypatch) -> None:
     experiment = opened()
-    table = pd.DataFrame({
-        "metric": ["score", "none of it"], "value": [1 / 3, float("nan")], "n": [8, 12], "note": ["a", None],
-    })  # fmt: skip
-    assert experiment.save_table(table, "table_0") is table
-    text = (experiment.figures / "table_0.csv").read_text()
-    assert text.splitlines()[0] == "metric,value,n,note"
-    assert pd.read_csv(io.StringIO(text))["value"][0] == 1 / 3
-    lines = (experiment.figures / "table_0.md").read_text().splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[0] == ["metric", "value", "n", "note"]
-    assert cells[2:] == [["score", "0.3333", "8", "a"], ["none of it", "", "12", ""]]
-    assert [cell.endswith(":") for cell in cells[1]] == [False, True, True, False]  # numbers stand right
-    experiment.save_table(table, "table_0", digits=1)
-    assert "| 0.3 |" in (experiment.figures / "table_0.md").read_text().replace("  ", "")
-
-
-def test_what_would_round_to_nothing_is_shown_as_a_power_of_ten(opened) -> None:
-    experiment = opened()
-    experiment.save_table(pd.DataFrame({"residual": [0.0, 1.93e-6, -4e-5, 0.0004]}), "tiny")
-    lines = (experiment.figures / "tiny.md").read_text().splitlines()[2:]
-    assert [line.strip("| ") for line in lines] == ["0.0000", "2e-06", "-4e-05", "0.0004"]
-
-
-def test_an_empty_table_is_written_with_its_columns(opened) -> None:
-    experiment = opened()
-    experiment.save_table(pd.DataFrame(columns=["network", "energy"]), "empty")
-    assert (experiment.figures / "empty.csv").read_text() == "network,energy\n"
-    assert "network" in (experiment.figures / "empty.md").read_text()
-
-
-def test_figures_cannot_be_written_where_a_file_stands(opened) -> None:
-    experiment = opened()
-    experiment.figures.parent.mkdir(parents=True)
-    experiment.figures.write_text("in the way")
-    with pytest.raises(TbkdError, match="--out"):
-        experiment.save_table(pd.DataFrame({"a": [1]}), "table")
+    first = experiment.fingerprint
+    monkeypatch.setattr("tbkd_utils.data.manifest._sha256", lambda file: pytest.fail(f"{file} was read again"))
+    assert experiment.changed(threshold=0.1).fingerprint == first
+    assert opened().fingerprint == first  # another process finds the digests in the manifest

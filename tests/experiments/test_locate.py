@@ -14,11 +14,11 @@ from untrained import untrained
 
 from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.images import read_image
+from tbkd_utils.errors import RunError, SettingsError, UsageError
 from tbkd_utils.experiments.evaluation import Localization, localization, probabilities
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.locate import Finding, Located, LocateError, locate
-from tbkd_utils.experiments.recipe import RecipeError
-from tbkd_utils.experiments.trained import ReopenError, TrainedClassifier, open_trained
+from tbkd_utils.experiments.predict import Finding, Located, locate
+from tbkd_utils.experiments.trained import TrainedNetwork, load_trained
 from tbkd_utils.views.export import write_suggestions
 
 
@@ -28,12 +28,12 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def trained(experiment: Experiment) -> TrainedClassifier:
+def trained(experiment: Experiment) -> TrainedNetwork:
     return untrained(experiment)
 
 
 @pytest.fixture(scope="module")
-def series(experiment: Experiment, trained: TrainedClassifier) -> Localization:
+def series(experiment: Experiment, trained: TrainedNetwork) -> Localization:
     return localization(experiment, trained)
 
 
@@ -51,7 +51,7 @@ def linked(experiment: Experiment, names: tuple[str, ...], folder: Path) -> Path
     return folder
 
 
-def one(path: Path, trained: TrainedClassifier, **options) -> Finding:
+def one(path: Path, trained: TrainedNetwork, **options) -> Finding:
     """The finding of a single file."""
     (found,) = locate(path, trained, **options).findings
     return found
@@ -61,29 +61,29 @@ def one(path: Path, trained: TrainedClassifier, **options) -> Finding:
 
 
 def test_boxes_and_probabilities_are_those_of_the_series(
-    experiment: Experiment, trained: TrainedClassifier, series: Localization, scored: Path
+    experiment: Experiment, trained: TrainedNetwork, series: Localization, scored: Path
 ) -> None:
-    located = locate(scored, open_trained(trained.run.path))
+    located = locate(scored, load_trained(trained.run.path))
     assert located.min_area == series.min_area
     assert located.failures == ()
-    p_tb = probabilities(experiment, trained).set_index("name")["p_tb"]
+    probability = probabilities(experiment, trained).set_index("name")["probability"]
     assert [found.name for found in located.findings] == sorted(series.samples.names)
     for found in located.findings:
         place = series.samples.names.index(found.name)
         assert found.geometry == series.samples.geometries[place]
         assert np.array_equal(found.boxes, found.geometry.invert_boxes(series.boxes[place]))
         np.testing.assert_allclose(found.heatmap, series.heatmaps[place], atol=1e-6)
-        assert found.p_tb == pytest.approx(p_tb[found.name], abs=1e-6)
+        assert found.probability == pytest.approx(probability[found.name], abs=1e-6)
     assert sum(len(found.boxes) for found in located.findings) > 0
 
 
 def test_files_are_taken_in_chunks_without_a_difference(
-    trained: TrainedClassifier, scored: Path, monkeypatch: pytest.MonkeyPatch
+    trained: TrainedNetwork, scored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = locate(scored, trained)
-    monkeypatch.setattr("tbkd_utils.experiments.locate.CHUNK", 1)
+    monkeypatch.setattr("tbkd_utils.experiments.predict.CHUNK", 1)
     steps: list[tuple[int, int]] = []
-    small = open_trained(trained.run.path, overrides={"eval_batch_size": 3})
+    small = load_trained(trained.run.path, overrides={"eval_batch_size": 3})
     pieces = locate(scored, small, progress=lambda done, total: steps.append((done, total)))
     assert steps == [(i, len(whole.findings)) for i in range(1, len(whole.findings) + 1)]
     for a, b in zip(whole.findings, pieces.findings, strict=True):
@@ -91,32 +91,32 @@ def test_files_are_taken_in_chunks_without_a_difference(
         np.testing.assert_allclose(a.map, b.map, atol=1e-5)
 
 
-def test_settings_reach_the_boxes(trained: TrainedClassifier, scored: Path) -> None:
+def test_settings_reach_the_boxes(trained: TrainedNetwork, scored: Path) -> None:
     wide, narrow = (locate(scored, trained, threshold=t, min_area=0) for t in (0.2, 0.95))
     area = [sum((f.boxes[:, 2:] - f.boxes[:, :2]).prod(axis=1).sum() for f in r.findings) for r in (wide, narrow)]
     assert area[0] > area[1] > 0
-    assert wide.trained.recipe.threshold == 0.2
+    assert wide.trained.recipe.scores.threshold == 0.2
     large = locate(scored, trained, threshold=0.2, min_area=64 * 64 / 2)
     assert 0 < sum(len(f.boxes) for f in large.findings) < sum(len(f.boxes) for f in wide.findings)
 
 
-def test_a_low_probability_gets_no_box(trained: TrainedClassifier, scored: Path) -> None:
+def test_a_low_probability_gets_no_box(trained: TrainedNetwork, scored: Path) -> None:
     every = locate(scored, trained)
-    middle = float(np.median([found.p_tb for found in every.findings]))
+    middle = float(np.median([found.probability for found in every.findings]))
     some = locate(scored, trained, min_probability=middle)
     for a, b in zip(every.findings, some.findings, strict=True):
-        assert len(b.boxes) == (len(a.boxes) if a.p_tb >= middle else 0)
+        assert len(b.boxes) == (len(a.boxes) if a.probability >= middle else 0)
 
 
 @pytest.mark.parametrize("options", [{"threshold": 1.5}, {"min_area": -1}, {"min_area": 1e9}, {"min_probability": 2}])
-def test_impossible_settings(trained: TrainedClassifier, scored: Path, options: dict) -> None:
-    with pytest.raises(RecipeError if "threshold" in options else LocateError, match=next(iter(options))):
+def test_impossible_settings(trained: TrainedNetwork, scored: Path, options: dict) -> None:
+    with pytest.raises(SettingsError if "threshold" in options else UsageError, match=next(iter(options))):
         locate(scored, trained, **options)
 
 
 def test_an_unknown_minimum_area_is_said_before_any_work(experiment: Experiment, scored: Path, tmp_path: Path) -> None:
     old = untrained(Experiment(experiment.recipe, tmp_path, experiment.root), noted=False)
-    with pytest.raises(ReopenError, match="--min-area"):
+    with pytest.raises(RunError, match="--min-area"):
         locate(scored, old)
     assert locate(scored, old, min_area=9).min_area == 9
     assert locate(scored, old, data=experiment.root).min_area == locate(scored, trained=untrained(experiment)).min_area
@@ -128,12 +128,12 @@ def test_an_unknown_minimum_area_is_said_before_any_work(experiment: Experiment,
 @pytest.fixture(scope="module")
 def picture(experiment: Experiment) -> np.ndarray:
     """A synthetic radiograph with TB, uint8 (h, w)."""
-    record = next(record for record in experiment.test_records if record.label == 1)
+    record = next(record for record in experiment.test_records if record.target == 1)
     return read_image(record.path)
 
 
 def test_the_same_radiograph_in_every_format_gives_the_same_boxes(
-    trained: TrainedClassifier, picture: np.ndarray, tmp_path: Path
+    trained: TrainedNetwork, picture: np.ndarray, tmp_path: Path
 ) -> None:
     deep = picture.astype(np.uint16) * 257
     Image.fromarray(picture).save(tmp_path / "8.png")
@@ -155,21 +155,21 @@ def test_the_same_radiograph_in_every_format_gives_the_same_boxes(
     assert len(plain.boxes)
     for found in located.findings:
         assert np.array_equal(found.boxes, plain.boxes), found.name
-        assert found.p_tb == pytest.approx(plain.p_tb, abs=1e-6)
+        assert found.probability == pytest.approx(plain.probability, abs=1e-6)
         assert found.dicom == found.name.endswith(".dcm")
 
 
-def test_jpeg(trained: TrainedClassifier, picture: np.ndarray, tmp_path: Path) -> None:
+def test_jpeg(trained: TrainedNetwork, picture: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(picture).save(tmp_path / "x.jpg", quality=95)
     Image.fromarray(picture).save(tmp_path / "x.png")
     a, b = locate(tmp_path, trained).findings
-    assert a.p_tb == pytest.approx(b.p_tb, abs=0.1)
+    assert a.probability == pytest.approx(b.probability, abs=0.1)
 
 
 @pytest.mark.parametrize("shape", [(90, 180), (180, 90), (97, 131), (640, 512)])
 @pytest.mark.parametrize("ending", ["png", "dcm"])
 def test_boxes_lie_where_the_bright_spot_is(
-    trained: TrainedClassifier, tmp_path: Path, shape: tuple[int, int], ending: str, monkeypatch: pytest.MonkeyPatch
+    trained: TrainedNetwork, tmp_path: Path, shape: tuple[int, int], ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The network's map is replaced by the image's own brightness: the box must come out around the bright part."""
     height, width = shape
@@ -180,17 +180,17 @@ def test_boxes_lie_where_the_bright_spot_is(
     path = tmp_path / f"x.{ending}"
     Image.fromarray(image).save(path) if ending == "png" else dicom(path, image.astype(np.uint16) * 16)
     monkeypatch.setattr(
-        "tbkd_utils.experiments.locate.activation_maps",
-        lambda recipe, trained, samples: samples.pixels.astype(np.float32),
+        "tbkd_utils.experiments.predict.activation_maps",
+        lambda trained, samples, recipe: samples.pixels.astype(np.float32),
     )
     found = one(path, trained, min_area=1)
     assert (found.geometry.height, found.geometry.width) == shape
     (box,) = found.boxes
-    pixel = min(shape) / trained.recipe.resize  # of the crop, in pixels of the file
+    pixel = min(shape) / trained.recipe.pixels.resize  # of the crop, in pixels of the file
     assert np.abs(box - [left, top, right, bottom]).max() <= 1.5 * max(1, pixel)
 
 
-def test_boxes_and_the_seen_part_lie_in_the_image(trained: TrainedClassifier, tmp_path: Path) -> None:
+def test_boxes_and_the_seen_part_lie_in_the_image(trained: TrainedNetwork, tmp_path: Path) -> None:
     for number, size in enumerate([(64, 97), (333, 64), (73, 73), (1000, 101), (75, 74)]):
         tiny.write_image(tmp_path / f"{number}.png", seed=number, size=size)
     for found in locate(tmp_path, trained, threshold=0.0, min_area=0).findings:
@@ -198,11 +198,11 @@ def test_boxes_and_the_seen_part_lie_in_the_image(trained: TrainedClassifier, tm
         assert (found.boxes >= 0).all()
         assert (found.boxes <= limits).all()
         assert np.allclose(found.boxes, found.seen[None])  # at threshold 0 the box is all that the network saw
-        side = trained.recipe.crop / trained.recipe.resize * min(limits)
+        side = trained.recipe.pixels.crop / trained.recipe.pixels.resize * min(limits)
         assert np.allclose(found.seen[2:] - found.seen[:2], side, rtol=0.03)
 
 
-def test_a_dark_file_is_pointed_out(trained: TrainedClassifier, picture: np.ndarray, tmp_path: Path) -> None:
+def test_a_dark_file_is_pointed_out(trained: TrainedNetwork, picture: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(picture.astype(np.uint16) * 16).save(tmp_path / "dark.png")  # 12 bits in 16
     Image.fromarray(picture).save(tmp_path / "good.png")
     dark, good = locate(tmp_path, trained).findings
@@ -214,7 +214,7 @@ def test_a_dark_file_is_pointed_out(trained: TrainedClassifier, picture: np.ndar
 
 
 def test_good_files_are_finished_and_bad_ones_listed(
-    trained: TrainedClassifier, picture: np.ndarray, tmp_path: Path
+    trained: TrainedNetwork, picture: np.ndarray, tmp_path: Path
 ) -> None:
     located = locate(mixed(tmp_path, picture), trained)
     assert [found.name for found in located.findings] == ["a.png", "sub/b.jpg", "sub/c.dcm"]
@@ -228,7 +228,7 @@ def test_good_files_are_finished_and_bad_ones_listed(
     assert located.others == 1
 
 
-def test_nothing_but_bad_files_is_no_error(trained: TrainedClassifier, tmp_path: Path) -> None:
+def test_nothing_but_bad_files_is_no_error(trained: TrainedNetwork, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("hello")
     located = locate(tmp_path / "x.png", trained)
     assert located.findings == ()
@@ -288,7 +288,7 @@ def agree(experiment: Experiment, series: Localization, located: Located, folder
 
 @pytest.mark.slow
 def test_pycocotools_finds_the_series_miou_in_the_file(
-    experiment: Experiment, trained: TrainedClassifier, series: Localization, scored: Path, tmp_path: Path
+    experiment: Experiment, trained: TrainedNetwork, series: Localization, scored: Path, tmp_path: Path
 ) -> None:
     agree(experiment, series, locate(scored, trained), tmp_path)
 
@@ -302,4 +302,4 @@ def test_pycocotools_finds_the_series_miou_on_real_radiographs(real_data: Path, 
     series = localization(experiment, trained)
     assert len(series.samples) == 200
     folder = linked(experiment, series.samples.names, tmp_path / "scored")
-    agree(experiment, series, locate(folder, open_trained(trained.run.path)), tmp_path)
+    agree(experiment, series, locate(folder, load_trained(trained.run.path)), tmp_path)

@@ -9,10 +9,8 @@ import pandas as pd
 import papermill
 import pytest
 
-from tbkd_utils.errors import TbkdError
-from tbkd_utils.experiments.experiment import ExperimentError
+from tbkd_utils.errors import SettingsError, TbkdError
 from tbkd_utils.experiments.notebooks import PARAMETERS, SHOWN, experiment_from, injected_names, versions
-from tbkd_utils.experiments.recipe import RecipeError
 
 
 @pytest.fixture
@@ -77,7 +75,7 @@ def test_an_experiment_is_opened_from_the_parameters(tmp_path: Path, injected) -
     cell = injected(recipe="smoke", out=str(tmp_path), overrides={"temperature": 3.0})
     experiment = experiment_from(namespace(tmp_path, cell, overrides={"temperature": 3.0}))
     assert experiment.recipe.name == "smoke"
-    assert experiment.recipe.temperature == 3.0
+    assert experiment.recipe.distillation.temperature == 3.0
     assert (experiment.out, experiment.data) == (tmp_path, None)
 
 
@@ -98,20 +96,20 @@ def test_without_ipython_or_papermill_it_opens_all_the_same(tmp_path: Path) -> N
 def test_a_parameter_that_the_notebooks_do_not_have_is_an_error(tmp_path: Path, injected, name: str) -> None:
     cell = injected(**{"recipe": "smoke", name: 3})
     with pytest.raises(
-        RecipeError, match=f"no parameter '{name}'.*recipe, data, out, overrides.*overrides = "
+        SettingsError, match=f"no parameter '{name}'.*recipe, data, out, overrides.*overrides = "
     ) as caught:
         experiment_from(namespace(tmp_path, cell))
     assert isinstance(caught.value, TbkdError)
 
 
 def test_an_unknown_setting_among_the_overrides_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no setting 'temprature'"):
+    with pytest.raises(SettingsError, match="no setting 'temprature'"):
         experiment_from(namespace(tmp_path, overrides={"temprature": 3.0}))
 
 
 def test_real_radiographs_need_a_folder(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("TBKD_DATA", raising=False)
-    with pytest.raises(ExperimentError, match="data = 'DIR'"):
+    with pytest.raises(SettingsError, match="data = 'DIR'"):
         experiment_from(namespace(tmp_path, recipe="laptop"))
 
 

@@ -9,18 +9,11 @@ import pytest
 import torch
 from untrained import untrained
 
+from tbkd_utils.errors import RunError, SettingsError
 from tbkd_utils.experiments.evaluation import localization
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.recipe import RecipeError
 from tbkd_utils.experiments.series import note_dataset
-from tbkd_utils.experiments.trained import (
-    ReopenError,
-    TrainedClassifier,
-    open_trained,
-    train_student,
-    training_min_area,
-)
-from tbkd_utils.models.checkpoints import LOCATING
+from tbkd_utils.experiments.trained import LOCATING, TrainedNetwork, load_trained, train, training_min_area
 from tbkd_utils.runs import DONE
 
 
@@ -32,12 +25,12 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def made(odd: Experiment) -> TrainedClassifier:
+def made(odd: Experiment) -> TrainedNetwork:
     return untrained(odd)
 
 
 @pytest.fixture
-def old(odd: Experiment, tmp_path: Path) -> TrainedClassifier:
+def old(odd: Experiment, tmp_path: Path) -> TrainedNetwork:
     """A folder from before `locating.json`."""
     return untrained(Experiment(odd.recipe, tmp_path, odd.root), noted=False)
 
@@ -46,63 +39,63 @@ def old(odd: Experiment, tmp_path: Path) -> TrainedClassifier:
 
 
 def test_a_training_leaves_all_that_is_needed(smoke: Experiment, tmp_path: Path) -> None:
-    trained = train_student(smoke)
+    trained = train(smoke, "student")
     copied = tmp_path / "anything"
     shutil.copytree(trained.run.path, copied)
-    again = open_trained(copied)
+    again = load_trained(copied)
     assert (again.role, again.recipe) == ("student", smoke.recipe)
     assert training_min_area(again) == localization(smoke, trained).min_area
     for one, other in zip(again.model().parameters(), trained.model().parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_every_setting_comes_back(odd: Experiment, made: TrainedClassifier) -> None:
-    assert open_trained(made.run.path).recipe == odd.recipe
-    assert open_trained(str(made.run.path)).recipe == odd.recipe
+def test_every_setting_comes_back(odd: Experiment, made: TrainedNetwork) -> None:
+    assert load_trained(made.run.path).recipe == odd.recipe
+    assert load_trained(str(made.run.path)).recipe == odd.recipe
 
 
-def test_an_old_folder_takes_the_presets_heatmaps_and_scores(odd: Experiment, old: TrainedClassifier) -> None:
-    found = open_trained(old.run.path).recipe
-    assert found.part("training", "pixels", "distillation") == odd.recipe.part("training", "pixels", "distillation")
-    assert found.part("heatmaps", "scores") == Experiment.open("smoke").recipe.part("heatmaps", "scores")
+def test_an_old_folder_takes_the_presets_heatmaps_and_scores(odd: Experiment, old: TrainedNetwork) -> None:
+    found = load_trained(old.run.path).recipe
+    assert found.flat("training", "pixels", "distillation") == odd.recipe.flat("training", "pixels", "distillation")
+    assert found.flat("heatmaps", "scores") == Experiment.open("smoke").recipe.flat("heatmaps", "scores")
 
 
-def test_the_recipe_of_an_old_folder_elsewhere_must_be_named(old: TrainedClassifier, tmp_path: Path) -> None:
+def test_the_recipe_of_an_old_folder_elsewhere_must_be_named(old: TrainedNetwork, tmp_path: Path) -> None:
     copied = tmp_path / "copied" / "network"
     shutil.copytree(old.run.path, copied)
-    with pytest.raises(ReopenError, match=r"called 'copied'.*--recipe.*smoke"):
-        open_trained(copied)
-    assert open_trained(copied, "smoke") == TrainedClassifier("student", open_trained(old.run.path).recipe,
-                                                              open_trained(copied, "smoke").run)  # fmt: skip
-    with pytest.raises(RecipeError, match="smke"):
-        open_trained(copied, "smke")
+    with pytest.raises(RunError, match=r"called 'copied'.*--recipe.*smoke"):
+        load_trained(copied)
+    assert load_trained(copied, "smoke") == TrainedNetwork("student", load_trained(old.run.path).recipe,
+                                                              load_trained(copied, "smoke").run)  # fmt: skip
+    with pytest.raises(SettingsError, match="smke"):
+        load_trained(copied, "smke")
 
 
-def test_what_does_not_change_the_network_can_be_changed(made: TrainedClassifier) -> None:
-    changed = open_trained(made.run.path, overrides={"threshold": 0.7, "eval_batch_size": 3}).recipe
-    assert (changed.threshold, changed.eval_batch_size) == (0.7, 3)
-    with pytest.raises(RecipeError, match=r"crop belongs to the training .*crop = 48"):
-        open_trained(made.run.path, overrides={"crop": 64})
-    with pytest.raises(RecipeError, match="treshold"):
-        open_trained(made.run.path, overrides={"treshold": 0.7})
+def test_what_does_not_change_the_network_can_be_changed(made: TrainedNetwork) -> None:
+    changed = load_trained(made.run.path, overrides={"threshold": 0.7, "eval_batch_size": 3}).recipe
+    assert (changed.scores.threshold, changed.execution.eval_batch_size) == (0.7, 3)
+    with pytest.raises(SettingsError, match=r"crop belongs to the training .*crop = 48"):
+        load_trained(made.run.path, overrides={"crop": 64})
+    with pytest.raises(SettingsError, match="treshold"):
+        load_trained(made.run.path, overrides={"treshold": 0.7})
 
 
 # --- folders that are no networks -------------------------------------------------------------------------------------
 
 
-def test_folders_that_are_no_network(made: TrainedClassifier, tmp_path: Path) -> None:
+def test_folders_that_are_no_network(made: TrainedNetwork, tmp_path: Path) -> None:
     for path, part in (
         (tmp_path / "absent", "no such folder"),
         (made.run.file("best.safetensors"), "this is a file"),
         (tmp_path, "not a finished network.*settings.json, done.json, best.safetensors"),
     ):
-        with pytest.raises(ReopenError, match=part):
-            open_trained(path)
+        with pytest.raises(RunError, match=part):
+            load_trained(path)
 
 
-def test_the_folder_around_networks_lists_them_with_what_differs(made: TrainedClassifier) -> None:
-    with pytest.raises(ReopenError) as caught:
-        open_trained(made.run.path.parent)
+def test_the_folder_around_networks_lists_them_with_what_differs(made: TrainedNetwork) -> None:
+    with pytest.raises(RunError) as caught:
+        load_trained(made.run.path.parent)
     (line,) = str(caught.value).splitlines()[1:]
     assert line.split()[0] == made.run.path.name
     assert all(part in line for part in ("seed=7", "crop=48", "temperature=3.0"))
@@ -111,37 +104,37 @@ def test_the_folder_around_networks_lists_them_with_what_differs(made: TrainedCl
 def test_a_run_of_another_kind_is_refused(odd: Experiment) -> None:
     folder = odd.root.parent
     assert folder.name.startswith("synthetic-")
-    with pytest.raises(ReopenError, match="not a finished network"):
-        open_trained(folder)
+    with pytest.raises(RunError, match="not a finished network"):
+        load_trained(folder)
 
 
 @pytest.mark.parametrize("damage", [lambda p: (p / DONE).unlink(), lambda p: (p / "best.safetensors").write_bytes(b"")])
-def test_an_unfinished_or_changed_network_is_refused(old: TrainedClassifier, damage) -> None:
+def test_an_unfinished_or_changed_network_is_refused(old: TrainedNetwork, damage) -> None:
     damage(old.run.path)
-    with pytest.raises(ReopenError, match=r"not finished|not the file that was written"):
-        open_trained(old.run.path)
+    with pytest.raises(RunError, match=r"not finished|not the file that was written"):
+        load_trained(old.run.path)
 
 
 # --- the minimum area -------------------------------------------------------------------------------------------------
 
 
-def test_noted_areas_give_the_series_minimum(odd: Experiment, made: TrainedClassifier) -> None:
+def test_noted_areas_give_the_series_minimum(odd: Experiment, made: TrainedNetwork) -> None:
     areas = np.concatenate(odd.full_train.areas)
-    assert training_min_area(open_trained(made.run.path)) == np.quantile(areas, 0.5)
-    lowest = open_trained(made.run.path, overrides={"min_area_quantile": 0.0})
+    assert training_min_area(load_trained(made.run.path)) == np.quantile(areas, 0.5)
+    lowest = load_trained(made.run.path, overrides={"min_area_quantile": 0.0})
     assert training_min_area(lowest) == areas.min()
 
 
-def test_an_old_folder_needs_its_dataset(odd: Experiment, old: TrainedClassifier, tmp_path: Path) -> None:
+def test_an_old_folder_needs_its_dataset(odd: Experiment, old: TrainedNetwork, tmp_path: Path) -> None:
     expected = float(np.quantile(np.concatenate(odd.full_train.areas), 0.5))
-    trained = open_trained(old.run.path, overrides={"min_area_quantile": 0.5})
-    with pytest.raises(ReopenError, match=f"no {LOCATING}.*no dataset is known.*--data.*--min-area"):
+    trained = load_trained(old.run.path, overrides={"min_area_quantile": 0.5})
+    with pytest.raises(RunError, match=f"no {LOCATING}.*no dataset is known.*--data.*--min-area"):
         training_min_area(trained)
     assert training_min_area(trained, odd.root) == expected
     note_dataset(Experiment(odd.recipe, tmp_path, odd.root), print)
     assert training_min_area(trained) == expected  # found by itself
     (tmp_path / "runs/smoke/datasets.json").write_text(json.dumps({"/gone": trained.run.settings["fingerprint"]}))
-    with pytest.raises(ReopenError, match="its dataset is not at /gone"):
+    with pytest.raises(RunError, match="its dataset is not at /gone"):
         training_min_area(trained)
 
 
@@ -150,17 +143,23 @@ def test_a_synthetic_set_is_found_where_it_was_drawn(odd: Experiment) -> None:
     old = untrained(odd, "teacher", noted=False)
     note_dataset(odd, print)
     assert old.run.path.is_relative_to(out)
-    trained = open_trained(old.run.path, overrides={"min_area_quantile": 0.5})
+    trained = load_trained(old.run.path, overrides={"min_area_quantile": 0.5})
     assert training_min_area(trained) == np.quantile(np.concatenate(odd.full_train.areas), 0.5)
 
 
-def test_another_dataset_is_refused(old: TrainedClassifier, tmp_path: Path) -> None:
+def test_another_dataset_is_refused(old: TrainedNetwork, tmp_path: Path) -> None:
     other = Experiment.open("smoke", out=tmp_path / "other", overrides={"synthetic_seed": 5})
-    with pytest.raises(ReopenError, match="not the radiographs"):
+    with pytest.raises(RunError, match="not the radiographs"):
         training_min_area(old, other.root)
 
 
-def test_a_training_set_without_boxes_has_no_minimum(old: TrainedClassifier) -> None:
+def test_a_training_set_without_boxes_has_no_minimum(old: TrainedNetwork) -> None:
     old.run.file(LOCATING).write_text(json.dumps({"recipe": "smoke", "settings": {}, "box_areas": []}))
-    with pytest.raises(ReopenError, match=r"has no box.*--min-area"):
+    with pytest.raises(RunError, match=r"has no box.*--min-area"):
         training_min_area(old)
+
+
+def test_settings_that_are_no_more_are_left_out(old: TrainedNetwork) -> None:
+    noted = {"recipe": "smoke", "settings": {"cam_method": "gradcam", "threshold": 0.3}, "box_areas": [4.0]}
+    old.run.file(LOCATING).write_text(json.dumps(noted))
+    assert load_trained(old.run.path).recipe.scores.threshold == 0.3

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,22 @@ import pytest
 import torch
 
 from tbkd_utils.data.loaders import EpochOrder, TrainingImages, training_loader
-from tbkd_utils.data.transforms import normalise
+from tbkd_utils.data.transforms import rand_augment, standardize
+from tbkd_utils.errors import ModelError
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.trained import TrainedClassifier, train_student, train_teacher
-from tbkd_utils.models.checkpoints import LOCATING, RESUME, ResumeWarning
-from tbkd_utils.models.fit import finished
-from tbkd_utils.models.module import LOSS, Classifier, TrainingError
+from tbkd_utils.experiments.trained import LOCATING, TrainedNetwork, train
+from tbkd_utils.models.checkpoints import RESUME, ResumeWarning
+from tbkd_utils.models.loop import finished
+from tbkd_utils.models.losses import build_loss
+from tbkd_utils.models.module import LOSS, TrainingModule
+from tbkd_utils.models.options import TrainingOptions
 from tbkd_utils.runs import RunWarning, file_sha256
 
+AUGMENT = partial(rand_augment, operations=2, magnitude=9)
 KEPT = ("best.safetensors", "last.safetensors", "history.csv")
 
 
-def outcome(trained: TrainedClassifier) -> dict[str, str]:
+def outcome(trained: TrainedNetwork) -> dict[str, str]:
     return {name: file_sha256(trained.run.file(name)) for name in KEPT}
 
 
@@ -34,52 +39,53 @@ def small(out: Path, **overrides: object) -> Experiment:
 
 
 def test_teacher_and_student_leave_a_complete_folder(smoke: Experiment) -> None:
-    for trained in (train_teacher(smoke), train_student(smoke)):
+    for trained in (train(smoke, "teacher"), train(smoke, "student")):
         assert trained.run.done
-        assert list(trained.history.columns) == ["epoch", "train_loss", LOSS, "monitored_accuracy"]
-        assert len(trained.history) == smoke.recipe.epochs
+        assert list(trained.history.columns) == ["epoch", "train_loss", LOSS, "validation_accuracy"]
+        assert len(trained.history) == smoke.recipe.training.epochs
         assert not trained.run.file(RESUME).exists()
         assert not trained.model().training
         noted = json.loads(trained.run.file(LOCATING).read_text())
-        assert noted["settings"] == smoke.recipe.part("heatmaps", "scores")
+        assert noted["settings"] == smoke.recipe.flat("evaluation", "heatmaps", "scores")
         assert noted["box_areas"] == sorted(np.concatenate(smoke.full_train.areas).tolist())
 
 
 def test_a_finished_training_is_not_repeated(smoke: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = outcome(train_teacher(smoke))
-    monkeypatch.setattr("tbkd_utils.models.fit.fit", lambda *_: pytest.fail("trained again"))
-    assert outcome(train_teacher(smoke)) == before
+    before = outcome(train(smoke, "teacher"))
+    monkeypatch.setattr("tbkd_utils.models.loop.fit", lambda *_, **__: pytest.fail("trained again"))
+    assert outcome(train(smoke, "teacher")) == before
 
 
 def test_the_student_learns_from_its_teacher(smoke: Experiment) -> None:
-    assert outcome(train_teacher(smoke)) != outcome(train_student(smoke))
+    assert outcome(train(smoke, "teacher")) != outcome(train(smoke, "student"))
 
 
 def test_a_student_of_labels_alone_is_its_teacher(smoke: Experiment) -> None:
     """At alpha = 1 the same loss, start and batches: the same bits."""
-    assert outcome(train_student(smoke.changed(alpha=1.0))) == outcome(train_teacher(smoke))
+    assert outcome(train(smoke.changed(alpha=1.0), "student")) == outcome(train(smoke, "teacher"))
 
 
 def test_two_runs_give_the_same_bits(smoke: Experiment, tmp_path: Path) -> None:
     again = small(tmp_path)
-    assert outcome(train_student(again)) == outcome(train_student(smoke))
-    assert outcome(train_teacher(again)) == outcome(train_teacher(smoke))
+    assert outcome(train(again, "student")) == outcome(train(smoke, "student"))
+    assert outcome(train(again, "teacher")) == outcome(train(smoke, "teacher"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_changes_nothing(smoke: Experiment, tmp_path: Path, workers: int) -> None:
-    assert outcome(train_student(small(tmp_path, workers=workers))) == outcome(train_student(smoke))
+    assert outcome(train(small(tmp_path, workers=workers), "student")) == outcome(train(smoke, "student"))
 
 
 @pytest.mark.slow
 def test_the_seed_changes_the_last_layer_and_not_the_batches(smoke: Experiment, tmp_path: Path) -> None:
     other = small(tmp_path, seed=1)
-    assert outcome(train_teacher(other)) != outcome(train_teacher(smoke))
-    batches = [list(training_loader(e.train, e.recipe, lambda: 3)) for e in (smoke, other)]
-    for (a, labels_a), (b, labels_b) in zip(*batches, strict=True):
-        assert torch.equal(a, b)
-        assert torch.equal(labels_a, labels_b)
+    assert outcome(train(other, "teacher")) != outcome(train(smoke, "teacher"))
+    how = {"batch_size": 16, "seed": 0, "epoch": lambda: 3}
+    batches = [list(training_loader(e.train, AUGMENT, **how)) for e in (smoke, other)]
+    for a, b in zip(*batches, strict=True):
+        assert torch.equal(a["pixels"], b["pixels"])
+        assert torch.equal(a["targets"], b["targets"])
 
 
 def test_order_and_augmentation_depend_on_seed_epoch_and_sample_alone(smoke: Experiment) -> None:
@@ -90,15 +96,15 @@ def test_order_and_augmentation_depend_on_seed_epoch_and_sample_alone(smoke: Exp
     assert list(EpochOrder(50, 7, lambda: 0)) == first
     assert list(EpochOrder(50, 8, lambda: 0)) != first
 
-    images = TrainingImages(smoke.train, smoke.recipe)
-    picture, label = images[2, 5]
+    images = TrainingImages(smoke.train, AUGMENT, 0)
+    picture, label = images[2, 5]["pixels"], images[2, 5]["targets"]
     torch.manual_seed(123)
-    assert torch.equal(images[2, 5][0], picture)
-    assert label == smoke.train.labels[5]
+    assert torch.equal(images[2, 5]["pixels"], picture)
+    assert label == smoke.train.targets[5]
     # The same radiograph at another place in a smaller set is augmented the same way.
-    alone = TrainingImages(smoke.train.subset([5]), smoke.recipe)
-    assert torch.equal(alone[2, 0][0], picture)
-    versions = {images[epoch, 5][0].numpy().tobytes() for epoch in range(8)}
+    alone = TrainingImages(smoke.train.subset([5]), AUGMENT, 0)
+    assert torch.equal(alone[2, 0]["pixels"], picture)
+    versions = {images[epoch, 5]["pixels"].numpy().tobytes() for epoch in range(8)}
     assert len(versions) > 4
 
 
@@ -107,22 +113,21 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
     smoke: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stops in the middle of the second epoch, as a crash would, for teacher and student."""
-    for train in (train_teacher, train_student):
-        experiment = small(tmp_path / train.__name__)
-        if train is train_student:
-            train_teacher(experiment)
-        step = Classifier.training_step
+    for role in ("teacher", "student"):
+        experiment = small(tmp_path / role)
+        if role == "student":
+            train(experiment, "teacher")
+        step = TrainingModule.training_step
 
-        def crash(self: Classifier, batch: object, index: int, step: object = step) -> torch.Tensor:
+        def crash(self: TrainingModule, batch: object, index: int, step: object = step) -> torch.Tensor:
             if self.current_epoch == 1 and index == 1:
                 raise OSError("power cut")
             return step(self, batch, index)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Classifier, "training_step", crash)
+            patch.setattr(TrainingModule, "training_step", crash)
             with pytest.raises(OSError, match="power cut"):
-                train(experiment)
-        role = train.__name__.removeprefix("train_")
+                train(experiment, role)
         run = experiment.run_at(role, experiment.training_settings(role))
         assert run.file(RESUME).exists()
         assert not run.done
@@ -130,23 +135,23 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
         epochs: list[int] = []
 
         def watched(
-            self: Classifier, batch: object, index: int, step: object = step, epochs: list[int] = epochs
+            self: TrainingModule, batch: object, index: int, step: object = step, epochs: list[int] = epochs
         ) -> torch.Tensor:
             epochs.append(self.current_epoch)
             return step(self, batch, index)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Classifier, "training_step", watched)
-            resumed = train(experiment)
+            patch.setattr(TrainingModule, "training_step", watched)
+            resumed = train(experiment, role)
         assert set(epochs) == {1}, "the finished epoch is not repeated"
-        assert outcome(resumed) == outcome(train(smoke))
+        assert outcome(resumed) == outcome(train(smoke, role))
 
 
 @pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_bits(smoke: Experiment, tmp_path: Path) -> None:
     code = (
-        "from tbkd_utils.experiment import Experiment; from tbkd_utils.training import train_teacher;"
-        f"train_teacher(Experiment.open('smoke', out={str(tmp_path)!r}, overrides={{'epochs': 6}}))"
+        "from tbkd_utils.experiments import Experiment, train;"
+        f"train(Experiment.open('smoke', out={str(tmp_path)!r}, overrides={{'epochs': 6}}), 'teacher')"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     experiment = small(tmp_path, epochs=6)
@@ -159,8 +164,8 @@ def test_a_killed_process_resumes_to_the_same_bits(smoke: Experiment, tmp_path: 
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not run.done
-    resumed = train_teacher(experiment)
-    assert outcome(resumed) == outcome(train_teacher(small(tmp_path / "other", epochs=6)))
+    resumed = train(experiment, "teacher")
+    assert outcome(resumed) == outcome(train(small(tmp_path / "other", epochs=6), "teacher"))
 
 
 def test_a_damaged_checkpoint_is_said_and_not_believed(smoke: Experiment, tmp_path: Path) -> None:
@@ -169,27 +174,27 @@ def test_a_damaged_checkpoint_is_said_and_not_believed(smoke: Experiment, tmp_pa
     run.path.mkdir(parents=True)
     run.file(RESUME).write_bytes(b"PK\x03\x04 half a checkpoint")
     with pytest.warns(ResumeWarning, match="damaged"):
-        trained = train_teacher(experiment)
-    assert outcome(trained) == outcome(train_teacher(smoke))
+        trained = train(experiment, "teacher")
+    assert outcome(trained) == outcome(train(smoke, "teacher"))
 
 
 @pytest.mark.slow
 def test_a_damaged_result_is_made_again(smoke: Experiment, tmp_path: Path) -> None:
-    trained = train_teacher(small(tmp_path))
+    trained = train(small(tmp_path), "teacher")
     weights = trained.run.file("best.safetensors")
     weights.write_bytes(weights.read_bytes()[:-100])
     assert not trained.run.done
     with pytest.warns(RunWarning, match=r"best\.safetensors is not the file that was written"):
-        again = train_teacher(small(tmp_path))
-    assert outcome(again) == outcome(train_teacher(smoke))
+        again = train(small(tmp_path), "teacher")
+    assert outcome(again) == outcome(train(smoke, "teacher"))
 
 
 def rows(*losses: float) -> list[dict[str, float]]:
     return [{"epoch": i, LOSS: loss} for i, loss in enumerate(losses)]
 
 
-def test_when_training_is_finished(smoke: Experiment) -> None:
-    recipe = smoke.recipe.changed(epochs=5, patience=2)
+def test_when_training_is_finished() -> None:
+    recipe = TrainingOptions(epochs=5, patience=2)
     assert not finished(rows(3), recipe)
     assert not finished(rows(3, 2, 2.5), recipe)
     assert finished(rows(3, 2, 2.5, 2), recipe), "an equal loss is not a lower one"
@@ -199,69 +204,70 @@ def test_when_training_is_finished(smoke: Experiment) -> None:
 
 @pytest.mark.slow
 def test_early_stopping_counts_epochs_without_a_lower_loss(tmp_path: Path) -> None:
-    """At a huge learning rate the monitored loss soon stops falling."""
+    """At a huge learning rate the validation loss soon stops falling."""
     experiment = small(tmp_path, epochs=12, patience=2, learning_rate=0.05)
-    losses = train_teacher(experiment).history[LOSS].to_numpy()
+    losses = train(experiment, "teacher").history[LOSS].to_numpy()
     assert len(losses) < 12
     assert len(losses) - 1 - losses.argmin() == 2
 
 
 @pytest.mark.slow
 def test_the_best_epoch_is_kept_or_the_last_if_asked(tmp_path: Path) -> None:
-    trained = train_teacher(small(tmp_path, epochs=6, learning_rate=0.05))
+    trained = train(small(tmp_path, epochs=6, learning_rate=0.05), "teacher")
     losses = trained.history[LOSS].to_numpy()
     assert losses.argmin() < len(losses) - 1, "the case needs a best epoch before the last one"
     best = trained.run.file("best.safetensors").read_bytes()
     assert best != trained.run.file("last.safetensors").read_bytes()
     for keep in ("best", "last"):
-        model = TrainedClassifier("teacher", trained.recipe.changed(keep=keep), trained.run).model()
+        model = TrainedNetwork("teacher", trained.recipe.changed(keep=keep), trained.run).model()
         loss = mean_loss(model, small(tmp_path, epochs=6, learning_rate=0.05))
         assert loss == pytest.approx(losses.min() if keep == "best" else losses[-1], rel=1e-4)
 
 
 def mean_loss(model: torch.nn.Module, experiment: Experiment) -> float:
-    monitor = experiment.monitor
+    monitor = experiment.validation
     assert monitor is not None
     with torch.inference_mode():
-        logits = model(normalise(torch.from_numpy(np.array(monitor.pixels))))
-    return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(monitor.labels)))
+        logits = model(standardize(torch.from_numpy(np.array(monitor.pixels))))
+    return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(monitor.targets)))
 
 
-@pytest.mark.parametrize("monitor", ["val", "train"])
-def test_other_monitors(tmp_path: Path, monitor: str) -> None:
-    history = train_teacher(small(tmp_path, monitor=monitor, epochs=1)).history
-    if monitor == "train":
+@pytest.mark.parametrize("stopping", ["test", "train"])
+def test_stopping_on_another_split(tmp_path: Path, stopping: str) -> None:
+    history = train(small(tmp_path, early_stopping_on=stopping, epochs=1), "teacher").history
+    if stopping == "train":
         assert history[LOSS].tolist() == history["train_loss"].tolist()
-        assert history["monitored_accuracy"].isna().all()
+        assert history["validation_accuracy"].isna().all()
     else:
         assert history[LOSS].tolist() != history["train_loss"].tolist()
 
 
 def test_a_diverging_loss_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="lower learning_rate"):
-        train_teacher(small(tmp_path, learning_rate=1e30, epochs=4))
+    with pytest.raises(ModelError, match="lower learning_rate"):
+        train(small(tmp_path, learning_rate=1e30, epochs=4), "teacher")
 
 
 def test_the_teacher_is_neither_changed_nor_stored(smoke: Experiment, tmp_path: Path) -> None:
-    teacher = train_teacher(smoke).model()
+    teacher = train(smoke, "teacher").model()
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    module = Classifier(smoke.recipe, train_teacher(smoke).model(), teacher)
+    loss = build_loss("distillation", smoke.recipe.flat())
+    module = TrainingModule(TrainingOptions(), train(smoke, "teacher").model(), loss, teacher)
     assert not any("teacher" in key for key in module.state_dict())
-    train_student(smoke)
+    train(smoke, "student")
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
 
 
 @pytest.mark.slow
 def test_precision_and_layout_are_settings(tmp_path: Path) -> None:
-    plain = train_teacher(small(tmp_path, epochs=1)).history
+    plain = train(small(tmp_path, epochs=1), "teacher").history
     for overrides in ({"precision": "bf16-mixed"}, {"channels_last": False}):
-        other = train_teacher(small(tmp_path, epochs=1, **overrides)).history
+        other = train(small(tmp_path, epochs=1, **overrides), "teacher").history
         assert other["train_loss"][0] == pytest.approx(plain["train_loss"][0], rel=0.2)
     assert len(list(small(tmp_path).runs.glob("teacher-*"))) == 3
 
 
 def test_the_progress_bar_covers_all_steps(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    train_teacher(small(tmp_path, epochs=2), progress=True)
+    train(small(tmp_path, epochs=2), "teacher", progress=True)
     shown = capfd.readouterr()
     assert shown.out == ""
     (bar,) = shown.err.strip().split("\n")  # redrawn in place, however often
@@ -269,11 +275,11 @@ def test_the_progress_bar_covers_all_steps(tmp_path: Path, capfd: pytest.Capture
 
 
 def test_nothing_is_printed_unasked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    train_teacher(small(tmp_path, epochs=1))
+    train(small(tmp_path, epochs=1), "teacher")
     assert capfd.readouterr() == ("", "")
 
 
 def test_history_is_plain_csv(smoke: Experiment) -> None:
-    trained = train_teacher(smoke)
+    trained = train(smoke, "teacher")
     table = pd.read_csv(trained.run.file("history.csv"))
     assert np.isfinite(table.to_numpy()).all()

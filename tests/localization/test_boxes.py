@@ -1,4 +1,4 @@
-"""Algorithm 1 on hand-made maps, and against connected components labelled by scipy."""
+"""Algorithm 1 on hand-made maps, and against connected components labeled by scipy."""
 
 import json
 
@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.errors import TbkdError, UsageError
 from tbkd_utils.localization.boxes import (
-    BoxError,
     boxes_at_thresholds,
     boxes_from_heatmap,
-    boxes_from_heatmaps,
     boxes_from_json,
     boxes_to_json,
     check_boxes,
@@ -35,29 +33,29 @@ def painted(*rectangles, shape=(100, 120)):
     return heat
 
 
-def labelled_boxes(mask):
-    """Outer boxes by filling holes (4-connected background) and labelling 8-connected regions."""
+def labeled_boxes(mask):
+    """Outer boxes by filling holes (4-connected background) and labeling 8-connected regions."""
     regions, _ = ndimage.label(ndimage.binary_fill_holes(mask), structure=np.ones((3, 3)))
     return sorted((x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(regions))
 
 
 @given(masks)
 @settings(max_examples=200, deadline=None)
-def test_boxes_are_the_labelled_regions(mask):
+def test_boxes_are_the_labeled_regions(mask):
     boxes = boxes_from_heatmap(mask.astype(np.float32), 0.5, 0)
-    expected = [] if mask.all() else labelled_boxes(mask)  # a constant map points nowhere
+    expected = [] if mask.all() else labeled_boxes(mask)  # a constant map points nowhere
     assert sorted(map(tuple, boxes.tolist())) == expected
     assert boxes.dtype == np.float32
     assert boxes.shape == (len(expected), 4)
 
 
 @pytest.mark.parametrize("density", [0.1, 0.4, 0.6, 0.9])
-def test_boxes_are_the_labelled_regions_of_large_masks(density):
+def test_boxes_are_the_labeled_regions_of_large_masks(density):
     rng = np.random.default_rng(int(100 * density))
     for _ in range(10):
         mask = rng.random((64, 80)) < density
         found = boxes_from_heatmap(mask.astype(float), 0.5, 0)
-        assert sorted(map(tuple, found.tolist())) == labelled_boxes(mask)
+        assert sorted(map(tuple, found.tolist())) == labeled_boxes(mask)
         areas = (found[:, 2] - found[:, 0]) * (found[:, 3] - found[:, 1])
         order = list(zip(-areas, found[:, 1], found[:, 0], strict=True))
         assert order == sorted(order)
@@ -107,13 +105,13 @@ def test_a_constant_map_gives_no_box(value, threshold):
 
 @given(hnp.arrays(np.float32, (6, 7), elements=st.floats(0, 1, width=32)), st.floats(0, 1))
 @settings(max_examples=100, deadline=None)
-def test_boxes_of_a_normalised_map_are_the_same(heat, threshold):
+def test_boxes_of_a_normalized_map_are_the_same(heat, threshold):
     assert np.array_equal(boxes_from_heatmap(heat, threshold, 0), boxes_from_heatmap(normalize(heat), threshold, 0))
 
 
 @given(maps32)
 @settings(max_examples=60, deadline=None)
-def test_normalise_per_image_into_unit_range_and_once_is_enough(maps):
+def test_normalize_per_image_into_unit_range_and_once_is_enough(maps):
     found = normalize(maps)
     assert found.dtype == np.float32
     assert found.shape == maps.shape
@@ -128,7 +126,7 @@ def test_normalise_per_image_into_unit_range_and_once_is_enough(maps):
     assert np.array_equal(normalize(positive, method="max"), positive)
 
 
-def test_normalise_by_hand():
+def test_normalize_by_hand():
     heat = np.array([[2, 4], [6, 10]])
     assert normalize(heat).tolist() == [[0, 0.25], [0.5, 1]]
     assert normalize(heat, method="max") == pytest.approx(heat / 10)
@@ -147,13 +145,10 @@ def test_the_caller_keeps_his_map():
     assert np.array_equal(heat, before)
 
 
-def test_many_maps_and_many_thresholds_equal_one_at_a_time():
+def test_many_thresholds_equal_one_at_a_time():
     small = np.random.default_rng(0).random((5, 7, 7)).astype(np.float32)
     maps = np.stack([cv2.resize(one, (56, 56)) for one in small])
     levels = np.linspace(0, 1, 9)
-    for many in (maps, list(maps), iter(maps)):
-        for one, found in zip(maps, boxes_from_heatmaps(many, 0.6, 20), strict=True):
-            assert np.array_equal(found, boxes_from_heatmap(one, 0.6, 20))
     for t, found in zip(levels, boxes_at_thresholds(maps[0], levels, 5, area="contour"), strict=True):
         assert np.array_equal(found, boxes_from_heatmap(maps[0], t, 5, area="contour"))
 
@@ -167,13 +162,11 @@ def test_a_larger_minimum_area_only_drops_boxes(mask, low, more):
 
 
 def test_minimum_area():
-    parts = [np.array([[0, 0, 10, 10]]), np.zeros((0, 4)), np.array([[5, 5, 7, 8], [0, 0, 20, 1]])]
-    assert minimum_area(parts) == 6
-    assert minimum_area(np.concatenate(parts)) == 6
-    assert minimum_area(parts, 1) == 100
-    assert minimum_area(parts, 0.5) == 20
-    assert minimum_area([[[0, 0, 2, 2]], []], 0.0) == 4
-    kept = boxes_from_heatmap(painted((5, 5, 7, 8), (50, 50, 52, 54)), 0.5, minimum_area(parts))
+    areas = [100, 6, 20]
+    assert minimum_area(areas) == 6
+    assert minimum_area(np.array(areas), 1) == 100
+    assert minimum_area(areas, 0.5) == 20
+    kept = boxes_from_heatmap(painted((5, 5, 7, 8), (50, 50, 52, 54)), 0.5, minimum_area(areas))
     assert kept.tolist() == [[50, 50, 52, 54]]
 
 
@@ -199,51 +192,52 @@ def test_json_there_and_back(boxes):
     ],
 )
 def test_boxes_that_are_refused(boxes, says):
-    with pytest.raises(BoxError, match=says):
+    with pytest.raises(UsageError, match=says):
         check_boxes(boxes)
-    with pytest.raises(BoxError):
-        minimum_area([boxes])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_maps_that_are_refused_for_their_values(bad):
     maps = np.random.default_rng(0).random((3, 4, 4))
     maps[1, 2, 2] = bad
-    with pytest.raises(BoxError, match="heatmap 1 holds nan or infinity"):
+    with pytest.raises(UsageError, match="heatmap 1 holds nan or infinity"):
         normalize(maps)
-    with pytest.raises(BoxError, match="nan or infinity"):
+    with pytest.raises(UsageError, match="nan or infinity"):
         boxes_from_heatmap(maps[1], 0.5, 0)
 
 
 def test_other_refusals():
     heat = painted((1, 1, 5, 5))
     for shape in ((4,), (0, 3), (2, 3, 0), (1, 1, 1, 1)):
-        with pytest.raises(BoxError, match="shape"):
+        with pytest.raises(UsageError, match="shape"):
             normalize(np.ones(shape))
-    with pytest.raises(BoxError, match="shape"):
+    with pytest.raises(UsageError, match="shape"):
         boxes_from_heatmap(heat[None], 0.5, 0)
-    with pytest.raises(BoxError, match="negative"):
+    with pytest.raises(UsageError, match="negative"):
         normalize([[-1.0, 1.0]], method="max")
-    with pytest.raises(BoxError, match="float64"):
+    with pytest.raises(UsageError, match="float64"):
         normalize([[-1.7e308, 1.7e308]])
-    with pytest.raises(BoxError, match="method"):
+    with pytest.raises(UsageError, match="method"):
         normalize(heat, method="mean")
     for threshold in (-0.1, 1.1, np.nan):
-        with pytest.raises(BoxError, match="threshold"):
+        with pytest.raises(UsageError, match="threshold"):
             boxes_from_heatmap(heat, threshold, 0)
     for min_area in (-1, np.nan, np.inf):
-        with pytest.raises(BoxError, match="min_area"):
+        with pytest.raises(UsageError, match="min_area"):
             boxes_from_heatmap(heat, 0.5, min_area)
-    with pytest.raises(BoxError, match="area must be"):
+    with pytest.raises(UsageError, match="area must be"):
         boxes_from_heatmap(heat, 0.5, 0, area="pixels")
-    for boxes in ([], [np.zeros((0, 4))], np.zeros((0, 4))):
-        with pytest.raises(BoxError, match="no training box"):
-            minimum_area(boxes)
+    for areas in ([], np.zeros(0), np.zeros((0, 4))):
+        with pytest.raises(UsageError, match="no training box"):
+            minimum_area(areas)
+    for areas in ([np.nan], [1, np.inf], [-1.0]):
+        with pytest.raises(UsageError, match="finite and not negative"):
+            minimum_area(areas)
     for quantile in (-0.1, 1.1, np.nan):
-        with pytest.raises(BoxError, match="quantile"):
-            minimum_area([[[0, 0, 1, 1]]], quantile)
+        with pytest.raises(UsageError, match="quantile"):
+            minimum_area([1.0], quantile)
     for text in ("", "none", "[[1, 2]]", '{"a": 1}', "3"):
-        with pytest.raises(BoxError):
+        with pytest.raises(UsageError):
             boxes_from_json(text)
-    assert issubclass(BoxError, TbkdError)
-    assert issubclass(BoxError, ValueError)
+    assert issubclass(UsageError, TbkdError)
+    assert issubclass(UsageError, ValueError)

@@ -1,4 +1,4 @@
-"""Localisation scores on hand-made cases, against loops over pixels and permutations, and by their properties."""
+"""Localization scores on hand-made cases, against loops over pixels and permutations, and by their properties."""
 
 import itertools
 import math
@@ -9,17 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_maps import painted
 
-from tbkd_utils.errors import TbkdError
-from tbkd_utils.localization.boxes import BoxError
-from tbkd_utils.localization.scores import (
-    ScoreError,
-    energy_inside,
-    image_score,
-    iou_matrix,
-    matched_score,
-    mean_iou,
-    pointing_hit,
-)
+from tbkd_utils.errors import TbkdError, UsageError
+from tbkd_utils.localization.scores import energy_inside, image_score, iou_matrix, matched_score, mean_iou, pointing_hit
 
 
 @st.composite
@@ -137,7 +128,7 @@ def test_mean_iou_and_its_alternatives_by_hand():
 
 
 def test_pointing_by_hand():
-    heat = painted((12, 7, 13, 8))  # centre of the brightest pixel: (12.5, 7.5)
+    heat = painted((12, 7, 13, 8))  # center of the brightest pixel: (12.5, 7.5)
     assert pointing_hit(heat, [[12, 7, 13, 8]])
     assert pointing_hit(heat, [[0, 0, 1, 1], [10, 5, 20, 20]])
     assert not pointing_hit(heat, [[13, 7, 20, 8]])
@@ -186,21 +177,21 @@ def test_boxes_that_are_refused():
     heat = painted((1, 1, 5, 5))
     for use in (iou_matrix, image_score, matched_score):
         for pair in ((good, bad), (bad, good), (good, [[0, 0, np.nan, 1]])):
-            with pytest.raises(BoxError):
+            with pytest.raises(UsageError):
                 use(*pair)
-    with pytest.raises(BoxError, match="predictions of image 1"):
+    with pytest.raises(UsageError, match="predictions of image 1"):
         mean_iou([good, good], [good, bad])
     for outside in ([[0, 0, 50, 41]], [[-1, 0, 5, 5]], [[0, 0, 512, 512]]):
         for use in (pointing_hit, energy_inside):
-            with pytest.raises(BoxError, match="50x40"):
+            with pytest.raises(UsageError, match="50x40"):
                 use(heat, outside)
 
 
 @pytest.mark.parametrize("use", [image_score, matched_score])
 def test_no_ground_truth_is_refused(use):
-    with pytest.raises(ScoreError, match="no ground-truth"):
+    with pytest.raises(UsageError, match="no ground-truth"):
         use([], [[0, 0, 1, 1]])
-    with pytest.raises(ScoreError, match="image 1"):
+    with pytest.raises(UsageError, match="image 1"):
         mean_iou([[[0, 0, 1, 1]], []], [[], []])
 
 
@@ -208,19 +199,19 @@ def test_other_refusals():
     good = [[0, 0, 1, 1]]
     heat = painted((1, 1, 5, 5))
     for lists in (([good], []), ([], []), ([good], [good, good])):
-        with pytest.raises(ScoreError, match="lengths"):
+        with pytest.raises(UsageError, match="lengths"):
             mean_iou(*lists)
     for options in ({"no_prediction": "drop"}, {"average": "micro"}):
-        with pytest.raises(ScoreError):
+        with pytest.raises(UsageError):
             mean_iou([good], [good], **options)
     for use in (pointing_hit, energy_inside):
-        with pytest.raises(ScoreError, match="no ground-truth"):
+        with pytest.raises(UsageError, match="no ground-truth"):
             use(heat, [])
         for bad in (heat[None], np.full((40, 50), np.nan), np.zeros((0, 5))):
-            with pytest.raises(ScoreError, match="finite heatmap"):
+            with pytest.raises(UsageError, match="finite heatmap"):
                 use(bad, good)
     for tolerance in (-1, np.nan):
-        with pytest.raises(ScoreError, match="tolerance"):
+        with pytest.raises(UsageError, match="tolerance"):
             pointing_hit(heat, good, tolerance=tolerance)
-    assert issubclass(ScoreError, TbkdError)
-    assert issubclass(ScoreError, ValueError)
+    assert issubclass(UsageError, TbkdError)
+    assert issubclass(UsageError, ValueError)

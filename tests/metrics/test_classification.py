@@ -15,10 +15,9 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.errors import TbkdError, UsageError
 from tbkd_utils.metrics.classification import (
     METRICS,
-    ClassificationError,
     classification_metrics,
     classification_rows,
     classification_summary,
@@ -117,7 +116,7 @@ def test_what_is_undefined_is_nan():
 def test_rows_and_summary():
     p, y = from_counts(**TEACHER)
     rows = classification_rows([f"{i}.png" for i in range(len(p))], p, y, ["tb" if i else "health" for i in y])
-    assert list(rows.columns) == ["name", "source", "label", "p_tb"]
+    assert list(rows.columns) == ["name", "source", "label", "probability"]
     table = classification_summary(rows, resamples=300)
     assert list(table.columns) == ["metric", "value", "low", "high", "n"]
     assert tuple(table["metric"]) == METRICS
@@ -137,7 +136,7 @@ def test_rows_keep_float32_probabilities_exactly():
     p = np.random.default_rng(0).random(50, dtype=np.float32)
     rows = classification_rows(["x"] * 50, p, [0, 1] * 25, ["s"] * 50)
     read = pd.read_csv(io.StringIO(rows.to_csv(index=False)))
-    assert (read["p_tb"].to_numpy(np.float32) == p).all()
+    assert (read["probability"].to_numpy(np.float32) == p).all()
 
 
 def test_summary_draws_within_each_label():
@@ -169,24 +168,24 @@ def test_summary_of_one_class_has_nan_where_undefined():
     ],
 )
 def test_refusals(p, y, says):
-    with pytest.raises(ClassificationError, match=says):
+    with pytest.raises(UsageError, match=says):
         classification_metrics(p, y)
 
 
 def test_other_refusals():
     for threshold in (-0.1, 1.1, np.nan):
-        with pytest.raises(ClassificationError, match="threshold"):
+        with pytest.raises(UsageError, match="threshold"):
             classification_metrics([0.5], [1], threshold)
     for counts in ({"tp": -1}, {"fp": 1.5}, {"tn": math.nan}):
-        with pytest.raises(ClassificationError, match=next(iter(counts))):
+        with pytest.raises(UsageError, match=next(iter(counts))):
             metrics_from_counts(**{"tp": 1, "fn": 1, "tn": 1, "fp": 1, **counts})
-    with pytest.raises(ClassificationError, match="zero"):
+    with pytest.raises(UsageError, match="zero"):
         metrics_from_counts(0, 0, 0, 0)
-    with pytest.raises(ClassificationError, match="names"):
+    with pytest.raises(UsageError, match="names"):
         classification_rows([], [0.5], [1], ["s"])
-    with pytest.raises(ClassificationError, match="sources"):
+    with pytest.raises(UsageError, match="sources"):
         classification_rows(["a"], [0.5], [1], [])
-    with pytest.raises(ClassificationError, match="p_tb"):
+    with pytest.raises(UsageError, match="probability"):
         classification_summary(pd.DataFrame({"label": [1]}))
-    assert issubclass(ClassificationError, TbkdError)
-    assert issubclass(ClassificationError, ValueError)
+    assert issubclass(UsageError, TbkdError)
+    assert issubclass(UsageError, ValueError)

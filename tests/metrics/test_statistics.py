@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.errors import TbkdError, UsageError
 from tbkd_utils.metrics.statistics import (
     SeedSummary,
-    StatisticsError,
     across_seeds,
     bootstrap_interval,
     bootstrap_metric,
@@ -160,26 +159,26 @@ def test_paired_difference_is_the_summary_of_differences():
 @pytest.mark.parametrize("bad", [[], [np.nan], [1.0, np.inf], [[1.0, 2.0]]])
 @pytest.mark.parametrize("use", [bootstrap_interval, across_seeds, lambda v: paired_difference(v, v)])
 def test_values_that_are_refused(use, bad):
-    with pytest.raises(StatisticsError):
+    with pytest.raises(UsageError):
         use(bad)
 
 
 def test_other_refusals():
-    with pytest.raises(StatisticsError, match="number 1 is nan"):
+    with pytest.raises(UsageError, match="number 1 is nan"):
         bootstrap_interval([0, np.nan])
     for test in (paired_permutation_test, paired_difference):
-        with pytest.raises(StatisticsError, match="2 and 1"):
+        with pytest.raises(UsageError, match="2 and 1"):
             test([1, 2], [1])
     for options in ({"level": 0}, {"level": 1}, {"level": np.nan}, {"resamples": 0}):
-        with pytest.raises(StatisticsError):
+        with pytest.raises(UsageError):
             bootstrap_interval([1, 2], **options)
-    with pytest.raises(StatisticsError):
+    with pytest.raises(UsageError):
         paired_permutation_test([1], [2], resamples=0)
     for strata in ([], [[1]]):
-        with pytest.raises(StatisticsError, match="strata"):
+        with pytest.raises(UsageError, match="strata"):
             bootstrap_metric(lambda i: {}, strata)
-    assert issubclass(StatisticsError, TbkdError)
-    assert issubclass(StatisticsError, ValueError)
+    assert issubclass(UsageError, TbkdError)
+    assert issubclass(UsageError, ValueError)
 
 
 @given(st.floats(0.01, 5), st.floats(0.05, 5))
@@ -202,5 +201,5 @@ def test_the_papers_four_seeds_were_too_few():
 
 @pytest.mark.parametrize(("std", "difference", "level"), [(-1, 1, 0.95), (1, 0, 0.95), (np.nan, 1, 0.95), (1, 1, 1)])
 def test_seeds_for_nothing_are_refused(std, difference, level):
-    with pytest.raises(StatisticsError):
+    with pytest.raises(UsageError):
         seeds_needed(std, difference, level=level)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import log_softmax
 
-from tbkd_utils.errors import TbkdError
-from tbkd_utils.models.losses import DistillationError, distillation_loss, soft_target_loss, soften
+from tbkd_utils.errors import TbkdError, UsageError
+from tbkd_utils.models.losses import distillation_loss, soft_target_loss, soften
 
 temperatures = st.floats(0.25, 20)
 alphas = st.floats(0, 1)
@@ -165,7 +165,7 @@ def test_gradcheck():
 
 
 def test_the_factor_keeps_the_gradient_at_high_temperature():
-    """Hinton et al. 2015, section 2.1: for T far above the logits it tends to (z_s - z_t) / classes, centred logits."""
+    """Hinton et al. 2015, section 2.1: for T far above the logits it tends to (z_s - z_t) / classes, centerd logits."""
     student, teacher, _ = random_logits(n=5, classes=2)
     student, teacher = (z - z.mean(dim=1, keepdim=True) for z in (student, teacher))
     student.requires_grad_()
@@ -224,17 +224,17 @@ def test_half_precision_logits_lose_little_under_autocast():
 @pytest.mark.parametrize("temperature", [0, 0.0, -1, -0.5, math.nan, math.inf, -math.inf])
 def test_temperature_out_of_range(temperature):
     student, teacher, targets = random_logits()
-    with pytest.raises(DistillationError, match=f"temperature is {temperature}: expected a number above 0"):
+    with pytest.raises(UsageError, match=f"temperature is {temperature}: expected a number above 0"):
         soft_target_loss(student, teacher, temperature)
-    with pytest.raises(DistillationError, match="temperature"):
+    with pytest.raises(UsageError, match="temperature"):
         distillation_loss(student, teacher, targets, temperature, 0.5)
-    with pytest.raises(DistillationError, match="temperature"):  # even where it would not matter
+    with pytest.raises(UsageError, match="temperature"):  # even where it would not matter
         distillation_loss(student, teacher, targets, temperature, 1.0)
 
 
 @pytest.mark.parametrize("alpha", [-0.01, 1.01, 2, math.nan, math.inf, math.nextafter(1, 2)])
 def test_alpha_out_of_range(alpha):
-    with pytest.raises(DistillationError, match=f"alpha is {alpha}: expected a number from 0 to 1"):
+    with pytest.raises(UsageError, match=f"alpha is {alpha}: expected a number from 0 to 1"):
         distillation_loss(*random_logits(), 2.0, alpha)
 
 
@@ -244,20 +244,20 @@ def test_alpha_out_of_range(alpha):
      ((), ())],
 )  # fmt: skip
 def test_logits_of_shapes_that_do_not_fit(student, teacher):
-    with pytest.raises(DistillationError, match=r"one shape \(n, classes\), n > 0"):
+    with pytest.raises(UsageError, match=r"one shape \(n, classes\), n > 0"):
         soft_target_loss(torch.zeros(student), torch.zeros(teacher), 2.0)
 
 
 @pytest.mark.parametrize("targets", [(3,), (1,), (4, 1), (4, 2), ()])
 def test_targets_of_shapes_that_do_not_fit(targets):
     """A single target is not silently meant for every image."""
-    with pytest.raises(DistillationError, match="one target per row"):
+    with pytest.raises(UsageError, match="one target per row"):
         distillation_loss(torch.zeros(4, 2), torch.zeros(4, 2), torch.zeros(targets, dtype=torch.int64), 2.0, 0.75)
 
 
 def test_errors_are_ones_that_the_user_can_mend():
-    assert issubclass(DistillationError, TbkdError)
-    assert issubclass(DistillationError, ValueError)
+    assert issubclass(UsageError, TbkdError)
+    assert issubclass(UsageError, ValueError)
 
 
 @given(st.floats(-8, 8), st.floats(-8, 8), temperatures)
@@ -273,5 +273,5 @@ def test_softening_keeps_certainty_and_doubt():
 
 @pytest.mark.parametrize(("p", "temperature"), [(1.1, 1), (-0.1, 1), (math.nan, 1), (0.5, 0), (0.5, math.inf)])
 def test_what_cannot_be_softened_is_refused(p, temperature):
-    with pytest.raises(DistillationError):
+    with pytest.raises(UsageError):
         soften(p, temperature)

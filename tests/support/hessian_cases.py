@@ -99,5 +99,36 @@ def a_spectrum(shift: float) -> Spectrum:
         eigenvalues=top, residuals=np.zeros(2), converged=np.ones(2, bool), eigenvectors=np.zeros((0, 100)),
         trace=5.0, trace_stderr=1.0, trace_interval=(3.0, 7.0), density_nodes=nodes,
         density_weights=np.full((2, 12), 1 / 12), parameters=100, samples=4, loss=0.5, products=9, seconds=0.1,
-        peak_memory=1,
     )  # fmt: skip
+
+
+def fitted():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Tanh(), nn.Linear(6, 2))
+    model[0].bias.requires_grad_(False)
+    model.train()
+    model[2].eval()
+    batches = [(torch.randn(8, 4), torch.randint(0, 2, (8,))) for _ in range(3)]
+    cross_entropy(model(batches[0][0]), batches[0][1]).backward()
+    return model, batches
+
+
+def state_of(model):
+    return (
+        {k: v.clone() for k, v in model.state_dict().items()},
+        [m.training for m in model.modules()],
+        [(p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()],
+        torch.is_grad_enabled(),
+        torch.backends.cudnn.allow_tf32,
+    )
+
+
+def assert_same_state(model, before):
+    after = state_of(model)
+    assert all(torch.equal(after[0][k], v) for k, v in before[0].items())
+    assert after[1] == before[1]
+    for (flag, given, values), (old_flag, old_given, old_values) in zip(after[2], before[2], strict=True):
+        assert flag == old_flag
+        assert given is old_given
+        assert values is old_values is None or torch.equal(values, old_values)
+    assert after[3:] == before[3:]

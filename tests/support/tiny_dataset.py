@@ -28,7 +28,7 @@ VAL: dict[str, Boxes] = {"tb/tb0009.png": [(1, [30.0, 20.0, 16.0, 12.0])], "heal
 
 
 def write_image(path: Path, seed: int = 0, size: tuple[int, int] = SIZE) -> None:
-    """Grey noise, different for every seed."""
+    """Gray noise, different for every seed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, size[::-1], dtype=np.uint8)
     Image.fromarray(pixels).save(path)

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from tbkd_utils.localization.boxes import boxes_from_heatmap
+
 
 def painted(*rectangles, shape=(40, 50), values=None):
     heat = np.zeros(shape, np.float32)
@@ -16,8 +18,13 @@ def example(n=6, size=56, seed=0):
     y, x = np.mgrid[:size, :size]
     maps, truths = [], []
     for _ in range(n):
-        centres = rng.uniform(0, size, (3, 2))
-        maps.append(sum(np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 60) * rng.random() for cx, cy in centres))
+        centers = rng.uniform(0, size, (3, 2))
+        maps.append(sum(np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 60) * rng.random() for cx, cy in centers))
         corner = rng.uniform(0, size / 2, (rng.integers(1, 4), 2))
         truths.append(np.hstack([corner, corner + rng.uniform(8, size / 2, corner.shape)]).astype(np.float32))
     return np.array(maps, np.float32), truths
+
+
+def boxes_of(maps, threshold, min_area, **options):
+    """Algorithm 1 for each of several maps."""
+    return [boxes_from_heatmap(heat, threshold, min_area, **options) for heat in maps]

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 
 from tbkd_utils.data.synthetic.dataset import read_synthetic_lesions
+from tbkd_utils.errors import UsageError
 from tbkd_utils.experiments.evaluation import Localization, localization
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.trained import train_student, train_teacher
-from tbkd_utils.views.case_table import ALL, ORDERS, SIZES, CaseError, case_table, chosen_cases, kinds_of
+from tbkd_utils.experiments.trained import train
+from tbkd_utils.views.case_browser import ALL, ORDERS, SIZES, case_table, chosen_cases, kinds_of
 
 
 @pytest.fixture(scope="module")
 def networks(smoke: Experiment) -> tuple[Localization, Localization]:
-    return localization(smoke, train_teacher(smoke)), localization(smoke, train_student(smoke))
+    return localization(smoke, train(smoke, "teacher")), localization(smoke, train(smoke, "student"))
 
 
 def test_a_row_says_what_the_evaluation_says(networks) -> None:
@@ -66,7 +67,7 @@ def test_filters_keep_what_fits_and_combine(networks) -> None:
 
 def test_an_order_or_a_size_that_does_not_exist_is_an_error(networks) -> None:
     table = case_table(*networks)
-    with pytest.raises(CaseError, match="got beauty, all"):
+    with pytest.raises(UsageError, match="got beauty, all"):
         chosen_cases(table, "beauty")
-    with pytest.raises(CaseError, match="got name, huge"):
+    with pytest.raises(UsageError, match="got name, huge"):
         chosen_cases(table, "name", size="huge")

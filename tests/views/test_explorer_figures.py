@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from tbkd_utils.curvature.spectrum import density
-from tbkd_utils.experiments.evaluation import Localization, localization, logits_of, loss_parts
+from tbkd_utils.experiments.evaluation import Localization, localization, logit_rows, loss_parts
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.shortcut import shortcut
-from tbkd_utils.experiments.trained import train_student, train_teacher
+from tbkd_utils.experiments.shortcut import shortcut_effect
+from tbkd_utils.experiments.trained import train
 from tbkd_utils.views.explorer_figures import (
     blended,
     case_figure,
@@ -31,7 +31,7 @@ from tbkd_utils.views.live_boxes import LiveBoxes
 
 @pytest.fixture(scope="module")
 def networks(smoke: Experiment) -> tuple[Localization, Localization]:
-    return localization(smoke, train_teacher(smoke)), localization(smoke, train_student(smoke))
+    return localization(smoke, train(smoke, "teacher")), localization(smoke, train(smoke, "student"))
 
 
 def drawn(figure: Figure) -> Figure:
@@ -49,7 +49,7 @@ def drawn(figure: Figure) -> Figure:
 
 
 def boxes_of(figure: Figure, who: str, panel: int, side: int) -> np.ndarray:
-    """The boxes of one colour in one of the pictures side by side, xyxy in pixels of the crop."""
+    """The boxes of one color in one of the pictures side by side, xyxy in pixels of the crop."""
     left = panel * (side + max(1, side // 25))
     found = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
     corners = [
@@ -80,10 +80,10 @@ def test_at_the_recipes_setting_the_threshold_figure_shows_the_evaluations_boxes
     teacher = networks[0]
     lives, name = [LiveBoxes(found) for found in networks], teacher.samples.names[2]
     recipe, side = teacher.experiment.recipe, teacher.samples.pixels.shape[1]
-    figure = drawn(threshold_figure(*lives, name, recipe.threshold, teacher.min_area))
+    figure = drawn(threshold_figure(*lives, name, recipe.scores.threshold, teacher.min_area))
     for panel, found in enumerate(networks, start=1):
         assert np.allclose(boxes_of(figure, found.role, panel, side), found.boxes[2], atol=1e-3)
-    none = drawn(threshold_figure(*lives, name, recipe.threshold, 1e9))
+    none = drawn(threshold_figure(*lives, name, recipe.scores.threshold, 1e9))
     assert texts(none)[1:] == ["teacher: 0 boxes, score 0.000", "student: 0 boxes, score 0.000"]
     assert len(boxes_of(none, "student", 2, side)) == 0
 
@@ -98,7 +98,7 @@ def test_a_heatmap_is_faint_below_the_threshold() -> None:
 
 
 def test_softening_shows_every_radiograph_and_the_parts_of_the_loss(smoke: Experiment) -> None:
-    logits = logits_of(smoke, train_teacher(smoke)), logits_of(smoke, train_student(smoke))
+    logits = logit_rows(smoke, train(smoke, "teacher")), logit_rows(smoke, train(smoke, "student"))
     parts = loss_parts(*logits, 4.0, 0.6)
     answers, losses = drawn(softening_figure(parts, 5, 4.0, 0.6)).axes
     points = {line.get_label(): line.get_xydata() for line in answers.lines}
@@ -114,15 +114,15 @@ def test_softening_shows_every_radiograph_and_the_parts_of_the_loss(smoke: Exper
 
 @pytest.mark.parametrize("painted", [False, True])
 def test_the_shortcut_figure_shows_each_answer_before_and_after(smoke: Experiment, painted: bool) -> None:
-    found = [shortcut(smoke, network(smoke)) for network in (train_teacher, train_student)]
+    found = [shortcut_effect(smoke, train(smoke, role)) for role in ("teacher", "student")]
     name = found[0].samples.names[1]
     heats, lines = drawn(shortcut_figure(*found, name, painted)).axes
     segments = [part for one in lines.collections if isinstance(one, LineCollection) for part in one.get_segments()]
     assert len(segments) == 2 * len(found[0].rows)
     for one, line in zip(found, lines.lines, strict=True):
         row = one.rows.iloc[1]
-        assert list(line.get_ydata()) == [row["p_tb"], row["p_tb_painted"]]
-        shown = row["p_tb_painted" if painted else "p_tb"]
+        assert list(line.get_ydata()) == [row["probability"], row["probability_painted"]]
+        shown = row["probability_painted" if painted else "probability"]
         assert f"{one.role}: p(TB) {shown:.3f}" in [text.get_text() for text in heats.texts]
 
 

@@ -18,15 +18,15 @@ from hessian_cases import a_spectrum
 from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 
-from tbkd_utils.experiments.evaluation import Localization, localization, logits_of
+from tbkd_utils.experiments.evaluation import Localization, localization, logit_rows
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.shortcut import shortcut
-from tbkd_utils.experiments.trained import train_student, train_teacher
+from tbkd_utils.experiments.shortcut import shortcut_effect
+from tbkd_utils.experiments.trained import train
 from tbkd_utils.localization.tables import score_rows
 from tbkd_utils.models.losses import distillation_loss
 from tbkd_utils.runs import write_csv
 from tbkd_utils.views import explorer as explorer_module
-from tbkd_utils.views.case_table import ORDERS, case_table, chosen_cases
+from tbkd_utils.views.case_browser import ORDERS, case_table, chosen_cases
 from tbkd_utils.views.explorer import WIDGET, Explorer, View, in_batch, slider, still
 from tbkd_utils.views.explorer_figures import case_figure
 from tbkd_utils.views.explorers import (
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.slow  # every control of every explorer
 
 @pytest.fixture(scope="module")
 def networks(smoke: Experiment) -> tuple[Localization, Localization]:
-    return localization(smoke, train_teacher(smoke)), localization(smoke, train_student(smoke))
+    return localization(smoke, train(smoke, "teacher")), localization(smoke, train(smoke, "student"))
 
 
 @pytest.fixture(autouse=True)
@@ -180,9 +180,9 @@ def test_filters_that_nothing_passes_say_so_and_can_be_undone(networks) -> None:
 
 
 def test_temperature_and_alpha_move_the_loss_of_equation_1(smoke: Experiment) -> None:
-    trained = train_teacher(smoke), train_student(smoke)
+    trained = train(smoke, "teacher"), train(smoke, "student")
     explorer = softening_explorer(smoke, *trained)
-    tables = [logits_of(smoke, one) for one in trained]
+    tables = [logit_rows(smoke, one) for one in trained]
     z_t, z_s = (torch.tensor(one[["no_tb", "tb"]].to_numpy()) for one in tables)
     labels = torch.tensor(tables[0]["label"].to_numpy())
     shown = [picture(explorer)]
@@ -201,9 +201,9 @@ def test_temperature_and_alpha_move_the_loss_of_equation_1(smoke: Experiment) ->
 
 
 def test_the_radiographs_on_which_the_networks_differ_stand_first(smoke: Experiment) -> None:
-    trained = train_teacher(smoke), train_student(smoke)
+    trained = train(smoke, "teacher"), train(smoke, "student")
     explorer = softening_explorer(smoke, *trained)
-    p = [1 / (1 + np.exp(one["no_tb"] - one["tb"])) for one in (logits_of(smoke, network) for network in trained)]
+    p = [1 / (1 + np.exp(one["no_tb"] - one["tb"])) for one in (logit_rows(smoke, network) for network in trained)]
     assert explorer.controls["place"].value == int(np.argmax(abs(p[0] - p[1])))
     before = numbers(explorer)
     after, _ = moves(explorer, "place", explorer.controls["place"].options[-1][1])
@@ -215,9 +215,9 @@ def test_the_radiographs_on_which_the_networks_differ_stand_first(smoke: Experim
 
 
 def test_painting_changes_the_picture_and_the_numbers_hold_both(smoke: Experiment) -> None:
-    trained = train_teacher(smoke), train_student(smoke)
+    trained = train(smoke, "teacher"), train(smoke, "student")
     explorer = shortcut_explorer(smoke, *trained)
-    found = [shortcut(smoke, one) for one in trained]
+    found = [shortcut_effect(smoke, one) for one in trained]
     before = picture(explorer)
     lines, after = moves(explorer, "painted", True)
     assert not np.array_equal(before, after)
@@ -225,17 +225,19 @@ def test_painting_changes_the_picture_and_the_numbers_hold_both(smoke: Experimen
         explorer.controls["name"].value = name
         for line, one in zip(numbers(explorer), found, strict=False):
             row = one.rows.set_index("name").loc[name]
-            assert line.startswith(f"{one.role}: p(TB) {row['p_tb']:.3f}, painted over {row['p_tb_painted']:.3f};")
+            assert line.startswith(
+                f"{one.role}: p(TB) {row['probability']:.3f}, painted over {row['probability_painted']:.3f};"
+            )
     for line, one in zip(lines[2:], found, strict=True):
-        means = one.rows.groupby("label")[["p_tb", "p_tb_painted"]].mean()
+        means = one.rows.groupby("label")[["probability", "probability_painted"]].mean()
         for label in (0, 1):
-            assert f"{means['p_tb'][label]:.3f}, painted over {means['p_tb_painted'][label]:.3f}" in line
+            assert f"{means['probability'][label]:.3f}, painted over {means['probability_painted'][label]:.3f}" in line
 
 
-def test_without_a_known_token_the_explorer_says_so(smoke: Experiment, monkeypatch) -> None:
-    monkeypatch.setattr("tbkd_utils.views.explorers.has_tokens", lambda experiment: False)
-    explorer = shortcut_explorer(smoke, train_teacher(smoke), train_student(smoke))
-    assert "No token is known" in numbers(explorer)[0]
+def test_without_a_known_marker_the_explorer_says_so(smoke: Experiment, monkeypatch) -> None:
+    monkeypatch.setattr("tbkd_utils.views.explorers.has_markers", lambda experiment: False)
+    explorer = shortcut_explorer(smoke, train(smoke, "teacher"), train(smoke, "student"))
+    assert "No marker is known" in numbers(explorer)[0]
     data, _ = explorer._repr_mimebundle_()
     assert set(data) == {"text/plain", WIDGET}
 
@@ -288,14 +290,14 @@ def test_papermill_gets_the_still_alone(networks, monkeypatch) -> None:
     assert not in_batch()
 
 
-def test_a_still_keeps_the_colours_and_is_small(networks) -> None:
+def test_a_still_keeps_the_colors_and_is_small(networks) -> None:
     figure = case_figure(*networks, networks[0].samples.names[0])
     _, data = still(figure)
     assert len(data) < 60_000
     assert figure.dpi == 100
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
-    for colour in ((0x00, 0x9E, 0x73), (0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2)):
-        assert abs(pixels - colour).max(axis=2).min() < 40
+    for color in ((0x00, 0x9E, 0x73), (0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2)):
+        assert abs(pixels - color).max(axis=2).min() < 40
 
 
 def test_a_slider_keeps_its_start_to_the_last_digit_among_round_numbers() -> None:
@@ -328,7 +330,7 @@ def test_text_is_escaped() -> None:
 
 
 def test_every_control_has_a_description(smoke: Experiment, networks) -> None:
-    trained = train_teacher(smoke), train_student(smoke)
+    trained = train(smoke, "teacher"), train(smoke, "student")
     explorers = [
         case_browser(*networks),
         threshold_explorer(*networks),

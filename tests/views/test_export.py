@@ -8,21 +8,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from commands import good, run
 from PIL import Image
 from pycocotools.coco import COCO
-from test_cli import good, run
 from tiny_dicom import dicom, mixed
 from untrained import untrained
 
 from tbkd_utils.data.dicom import read_dicom
-from tbkd_utils.data.images import ImageError, read_image
+from tbkd_utils.data.images import read_image
+from tbkd_utils.errors import DataError, RunError
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.locate import Located, locate
-from tbkd_utils.experiments.trained import TrainedClassifier
-from tbkd_utils.runs import RunError
+from tbkd_utils.experiments.predict import Located, locate
+from tbkd_utils.experiments.trained import TrainedNetwork
 from tbkd_utils.views import export as module
-from tbkd_utils.views.export import SuggestionsError, box_table, check_writable, coco, image_table, write_suggestions
-from tbkd_utils.views.overlay import overlay
+from tbkd_utils.views.export import box_table, check_writable, coco, image_table, write_suggestions
+from tbkd_utils.views.overlays import overlay
 
 pytestmark = pytest.mark.slow  # files are made and made again
 
@@ -33,19 +33,19 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def trained(experiment: Experiment) -> TrainedClassifier:
+def trained(experiment: Experiment) -> TrainedNetwork:
     return untrained(experiment)
 
 
 @pytest.fixture(scope="module")
 def folder(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three good files, four bad ones, and one that is no radiograph."""
-    record = next(record for record in experiment.test_records if record.label == 1)
+    record = next(record for record in experiment.test_records if record.target == 1)
     return mixed(tmp_path_factory.mktemp("in"), read_image(record.path))
 
 
 @pytest.fixture(scope="module")
-def located(trained: TrainedClassifier, folder: Path) -> Located:
+def located(trained: TrainedNetwork, folder: Path) -> Located:
     return locate(folder, trained, threshold=0.4, min_area=4)
 
 
@@ -72,7 +72,7 @@ def test_the_json_is_coco(located: Located, tmp_path: Path) -> None:
             assert entry["bbox"] == [left, top, right - left, bottom - top]
             assert entry["area"] == entry["bbox"][2] * entry["bbox"][3] > 0
             assert (entry["category_id"], entry["iscrowd"], entry["segmentation"]) == (1, 0, [])
-            assert entry["score"] == found.p_tb
+            assert entry["score"] == found.probability
     assert [entry["id"] for entry in content["annotations"]] == list(range(1, len(content["annotations"]) + 1))
     info = content["info"]
     assert (info["network"], info["min_area"]) == (located.trained.run.path.name, 4)
@@ -87,7 +87,7 @@ def test_tables_hold_a_row_per_box_and_a_row_per_radiograph(located: Located) ->
     ]
     assert images["boxes"].tolist() == [len(found.boxes) for found in located.findings]
     assert boxes.groupby("file").size().to_dict() == {row.file: row.boxes for row in images.itertuples() if row.boxes}
-    assert images["p_tb"].between(0, 1).all()
+    assert images["probability"].between(0, 1).all()
 
 
 # --- overlays ---------------------------------------------------------------------------------------------------------
@@ -100,27 +100,27 @@ def test_an_overlay_shows_boxes_heatmap_and_probability_in_the_files_pixels(loca
     rectangles = [p for p in boxed.patches if p.get_linewidth() > 1]
     drawn = [[p.get_x(), p.get_y(), p.get_x() + p.get_width(), p.get_y() + p.get_height()] for p in rectangles]
     assert np.allclose(drawn, found.boxes)
-    assert f"{found.p_tb:.3f}" in boxed.get_title()
-    assert all(f"{found.p_tb:.2f}" in text.get_text() for text in boxed.texts)
+    assert f"{found.probability:.3f}" in boxed.get_title()
+    assert all(f"{found.probability:.2f}" in text.get_text() for text in boxed.texts)
     left, right, bottom, top = heated.images[1].get_extent()
     assert np.allclose([left, top, right, bottom], found.seen)
     assert boxed.get_xlim() == (0, found.geometry.width)
     assert boxed.get_ylim() == (found.geometry.height, 0)
 
 
-def test_odd_names_are_drawn_as_they_are(trained: TrainedClassifier, folder: Path, tmp_path: Path) -> None:
+def test_odd_names_are_drawn_as_they_are(trained: TrainedNetwork, folder: Path, tmp_path: Path) -> None:
     name = f"$x_1$ 100% {'long ' * 30}.png"
     shutil.copy(folder / "a.png", tmp_path / name)
     (found,) = locate(tmp_path, trained).findings
     assert len(module.overlay_png(found, "teacher")) > 1000
 
 
-def test_a_file_that_is_gone_cannot_be_drawn(trained: TrainedClassifier, folder: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_gone_cannot_be_drawn(trained: TrainedNetwork, folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "a.png", tmp_path / "a.png")
     shutil.copy(folder / "a.png", tmp_path / "b.png")
     gone = locate(tmp_path, trained)
     (tmp_path / "a.png").unlink()
-    with pytest.raises(ImageError):
+    with pytest.raises(DataError):
         overlay(gone.findings[0], "student")
     written = write_suggestions(gone, tmp_path / "out")
     assert [found.name for found in written.findings] == ["b.png"]
@@ -185,32 +185,32 @@ def test_what_people_changed_is_never_overwritten(located: Located, tmp_path: Pa
     write_suggestions(located, tmp_path / "out")
     spoil(tmp_path / "out")
     before = contents(tmp_path / "out")
-    with pytest.raises(SuggestionsError, match=part):
+    with pytest.raises(RunError, match=part):
         write_suggestions(located, tmp_path / "out")
     assert contents(tmp_path / "out") == before
 
 
 def test_what_is_changed_while_overlays_are_drawn_is_kept_too(located: Located, tmp_path: Path) -> None:
     write_suggestions(located, tmp_path / "out")
-    with pytest.raises(SuggestionsError, match=r"corrected\.json was added"):
+    with pytest.raises(RunError, match=r"corrected\.json was added"):
         write_suggestions(located, tmp_path / "out", lambda *_: (tmp_path / "out/corrected.json").write_text("{}"))
     assert (tmp_path / "out/corrected.json").is_file()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_foreign_folders_and_files_are_refused(located: Located, trained: TrainedClassifier, tmp_path: Path) -> None:
+def test_foreign_folders_and_files_are_refused(located: Located, trained: TrainedNetwork, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "notes.txt", trained.run.path):
-        with pytest.raises(SuggestionsError, match="did not write"):
+        with pytest.raises(RunError, match="did not write"):
             check_writable(out)
 
 
 def test_the_radiographs_themselves_are_never_replaced(
-    located: Located, trained: TrainedClassifier, tmp_path: Path
+    located: Located, trained: TrainedNetwork, tmp_path: Path
 ) -> None:
     write_suggestions(located, tmp_path / "out")
     again = locate(tmp_path / "out/pictures", trained)
-    with pytest.raises(SuggestionsError, match="would be replaced"):
+    with pytest.raises(RunError, match="would be replaced"):
         write_suggestions(again, tmp_path / "out")
 
 
@@ -243,7 +243,7 @@ def test_a_full_disk_leaves_the_old_outcome(located: Located, tmp_path: Path, mo
 
 
 def test_the_command_finishes_the_good_files_and_says_which_are_bad(
-    trained: TrainedClassifier, folder: Path, tmp_path: Path
+    trained: TrainedNetwork, folder: Path, tmp_path: Path
 ) -> None:
     result = run("locate", folder, "--run", trained.run.path, "--out", tmp_path / "out")
     assert result.exit_code == 3
@@ -255,7 +255,7 @@ def test_the_command_finishes_the_good_files_and_says_which_are_bad(
 
 
 def test_the_command_on_one_good_file(
-    trained: TrainedClassifier, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: TrainedNetwork, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     text = good("locate", folder / "sub/c.dcm", "--run", trained.run.path)
@@ -264,7 +264,7 @@ def test_the_command_on_one_good_file(
     good("locate", folder / "sub/c.dcm", "--run", trained.run.path)  # again, in its place
 
 
-def test_the_commands_options_reach_the_boxes(trained: TrainedClassifier, folder: Path, tmp_path: Path) -> None:
+def test_the_commands_options_reach_the_boxes(trained: TrainedNetwork, folder: Path, tmp_path: Path) -> None:
     options = ("--threshold", "0.3", "--min-area", "5", "--min-probability", "0.01", "--set", "area=contour")
     good("locate", folder / "a.png", "--run", trained.run.path, "--out", tmp_path / "out", *options)
     info = json.loads((tmp_path / "out/boxes.json").read_text())["info"]
@@ -272,9 +272,7 @@ def test_the_commands_options_reach_the_boxes(trained: TrainedClassifier, folder
     assert (info["settings"]["threshold"], info["settings"]["area"]) == (0.3, "contour")
 
 
-def test_an_outcome_inside_the_folder_is_not_read_again(
-    trained: TrainedClassifier, folder: Path, tmp_path: Path
-) -> None:
+def test_an_outcome_inside_the_folder_is_not_read_again(trained: TrainedNetwork, folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "a.png", tmp_path / "a.png")
     for _ in range(2):
         text = good("locate", tmp_path, "--run", trained.run.path, "--out", tmp_path / "located")
@@ -283,7 +281,7 @@ def test_an_outcome_inside_the_folder_is_not_read_again(
 
 
 def test_the_command_says_what_is_wrong_and_writes_nothing(
-    trained: TrainedClassifier, folder: Path, tmp_path: Path
+    trained: TrainedNetwork, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     for arguments, part in (
@@ -300,7 +298,7 @@ def test_the_command_says_what_is_wrong_and_writes_nothing(
     assert "did not write" in str(result.exception)
 
 
-def test_a_dark_file_is_noted(trained: TrainedClassifier, tmp_path: Path) -> None:
+def test_a_dark_file_is_noted(trained: TrainedNetwork, tmp_path: Path) -> None:
     dicom(tmp_path / "in/x.dcm", np.full((80, 80), 3, np.uint16))
     text = good("locate", tmp_path / "in", "--run", trained.run.path, "--out", tmp_path / "out")
     assert "note: x.dcm: very dark" in text

@@ -19,8 +19,8 @@ from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.images import read_image
 from tbkd_utils.experiments.evaluation import Localization, localization
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.recipe import Recipe
-from tbkd_utils.experiments.trained import train_student, train_teacher
+from tbkd_utils.experiments.system import named_recipe
+from tbkd_utils.experiments.trained import train
 from tbkd_utils.localization.boxes import boxes_from_heatmap
 from tbkd_utils.systems.tb.tables import table_3
 from tbkd_utils.views.figures import (
@@ -40,6 +40,8 @@ from tbkd_utils.views.figures import (
 )
 from tbkd_utils.views.teaching_figures import framework
 
+CLASSES = ("no TB", "TB")
+
 
 @pytest.fixture(autouse=True)
 def _no_state_is_left_in_pyplot() -> Iterator[None]:
@@ -49,12 +51,12 @@ def _no_state_is_left_in_pyplot() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def teacher(smoke: Experiment) -> Localization:
-    return localization(smoke, train_teacher(smoke))
+    return localization(smoke, train(smoke, "teacher"))
 
 
 @pytest.fixture(scope="module")
 def student(smoke: Experiment) -> Localization:
-    return localization(smoke, train_student(smoke))
+    return localization(smoke, train(smoke, "student"))
 
 
 def panels(figure: Figure, count: int) -> list[Axes]:
@@ -78,11 +80,11 @@ def panels(figure: Figure, count: int) -> list[Axes]:
 
 
 def drawn_boxes(axes: Axes, who: str) -> np.ndarray:
-    """The boxes of one colour, xyxy in pixels of the image, right and bottom exclusive."""
+    """The boxes of one color, xyxy in pixels of the image, right and bottom exclusive."""
     found = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
     found = [patch for patch in found if to_hex(patch.get_edgecolor()).upper() == COLORS[who]]
     corners = [(*p.get_xy(), p.get_x() + p.get_width(), p.get_y() + p.get_height()) for p in found]
-    return np.array(corners).reshape(-1, 4) + 0.5  # imshow puts a pixel's centre at whole coordinates
+    return np.array(corners).reshape(-1, 4) + 0.5  # imshow puts a pixel's center at whole coordinates
 
 
 def legend(figure: Figure) -> list[str]:
@@ -107,7 +109,7 @@ def luminance(color: str) -> float:
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
-def test_who_is_who_is_told_by_more_than_colour() -> None:
+def test_who_is_who_is_told_by_more_than_color() -> None:
     assert set(COLORS) == set(STYLES) == {"ground truth", "teacher", "student"}
     assert len(set(STYLES.values())) == 3
     assert len(set(MARKERS.values())) == 2
@@ -119,7 +121,7 @@ def test_who_is_who_is_told_by_more_than_colour() -> None:
 
 
 def test_radiographs_of_both_classes_with_their_boxes(smoke: Experiment) -> None:
-    figure = radiographs(smoke.test, columns=4)
+    figure = radiographs(smoke.test, CLASSES, columns=4)
     axes = panels(figure, 8)
     titles = [one.get_title().split("\n") for one in axes]
     assert [title[0] for title in titles] == ["TB"] * 4 + ["no TB"] * 4
@@ -133,13 +135,13 @@ def test_radiographs_of_both_classes_with_their_boxes(smoke: Experiment) -> None
 
 def test_fewer_radiographs_than_columns_leave_empty_panels(smoke: Experiment) -> None:
     few = smoke.test.subset([0, 1, 8])
-    axes = panels(radiographs(few, columns=5), 10)
+    axes = panels(radiographs(few, CLASSES, columns=5), 10)
     assert [len(one.images) for one in axes] == [1, 1, 0, 0, 0, 1, 0, 0, 0, 0]
 
 
 def test_long_names_are_shortened_from_the_left(smoke: Experiment) -> None:
     names = [f"extra/mc+shenzhen/val/CHNCXR_{i:04d}_1.png" for i in range(15)] + ["a" * 100 + ".png"]
-    axes = panels(radiographs(dataclasses.replace(smoke.test, names=tuple(names))), 10)
+    axes = panels(radiographs(dataclasses.replace(smoke.test, names=tuple(names)), CLASSES), 10)
     assert axes[0].get_title() == "TB\n…/CHNCXR_0000_1.png"
     assert axes[9].get_title() == "no TB\n…/" + "a" * 22 + ".png"
 
@@ -167,15 +169,15 @@ def test_preprocessing_takes_boxes_along(smoke: Experiment) -> None:
 def test_histories_are_drawn_per_epoch() -> None:
     tables = {
         "teacher": pd.DataFrame(
-            {"epoch": [0, 1, 2], "train_loss": [0.7, 0.5, 0.4], "monitored_loss": [0.6, 0.5, 0.55]}
+            {"epoch": [0, 1, 2], "train_loss": [0.7, 0.5, 0.4], "validation_loss": [0.6, 0.5, 0.55]}
         ),
-        "student": pd.DataFrame({"epoch": [0, 1], "train_loss": [0.5, 0.3], "monitored_loss": [0.4, 0.35]}),
+        "student": pd.DataFrame({"epoch": [0, 1], "train_loss": [0.5, 0.3], "validation_loss": [0.4, 0.35]}),
     }
     figure = histories(tables)
     (axes,) = panels(figure, 1)
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "loss (nats)")
-    assert legend(figure) == [f"{who}, {what}" for who in tables for what in ("training", "monitored")]
-    assert line(axes, "teacher, monitored").tolist() == [[1, 0.6], [2, 0.5], [3, 0.55]]
+    assert legend(figure) == [f"{who}, {what}" for who in tables for what in ("training", "validation")]
+    assert line(axes, "teacher, validation").tolist() == [[1, 0.6], [2, 0.5], [3, 0.55]]
     assert line(axes, "student, training").tolist() == [[1, 0.5], [2, 0.3]]
     assert axes.get_ylim()[0] == 0
     assert all(tick == round(tick) for tick in axes.get_xticks())
@@ -183,7 +185,7 @@ def test_histories_are_drawn_per_epoch() -> None:
 
 @pytest.mark.slow
 def test_one_history_of_a_real_run(smoke: Experiment) -> None:
-    figure = histories({"teacher": train_teacher(smoke).history})
+    figure = histories({"teacher": train(smoke, "teacher").history})
     (axes,) = panels(figure, 1)
     assert len(axes.lines) == 2
 
@@ -201,7 +203,7 @@ def test_figure_4_shows_algorithm_1_step_by_step(who: str) -> None:
     figure = heatmap_to_boxes(image, heatmap, boxes, truth, 0.5, who)
     plain, heat, mask, boxed, _colorbar = panels(figure, 5)
     assert [axes.get_title() for axes in (plain, heat, mask, boxed)] == [
-        "radiograph", "normalised Grad-CAM", "mask at 0.5", "boxes",
+        "radiograph", "normalized Grad-CAM", "mask at 0.5", "boxes",
     ]  # fmt: skip
     assert all(np.array_equal(axes.images[0].get_array(), image) for axes in (plain, heat, mask, boxed))
     assert np.array_equal(heat.images[1].get_array(), heatmap / 4)
@@ -211,7 +213,7 @@ def test_figure_4_shows_algorithm_1_step_by_step(who: str) -> None:
     assert legend(figure) == ["ground truth", who]
 
 
-def test_figure_4_normalises_as_the_recipe_does() -> None:
+def test_figure_4_normalizes_as_the_recipe_does() -> None:
     image, heatmap = np.zeros((20, 20), np.uint8), np.full((20, 20), 2.0)
     heatmap[:10] = 3.0
     heatmap[15:] = 1.0
@@ -374,7 +376,7 @@ def test_paired_scores_of_nothing_found() -> None:
 
 
 def test_figure_3_holds_the_values_of_the_recipe() -> None:
-    recipe = Recipe.named("laptop", temperature=3.5, alpha=0.6, randaugment_magnitude=7)
+    recipe = named_recipe("laptop", temperature=3.5, alpha=0.6, randaugment_magnitude=7)
     (axes,) = panels(framework(recipe), 1)
     text = "\n".join(one.get_text() for one in axes.texts)
     for expected in (
@@ -392,7 +394,7 @@ def test_figure_3_holds_the_values_of_the_recipe() -> None:
 
 
 def test_figure_3_keeps_its_text_in_boxes_that_do_not_overlap() -> None:
-    figure = framework(Recipe.named("demo"))
+    figure = framework(named_recipe("demo"))
     (axes,) = panels(figure, 1)
     renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = [p.get_window_extent(renderer) for p in axes.patches if isinstance(p, FancyBboxPatch)]
@@ -419,7 +421,13 @@ def test_algorithm_1_is_figure_4_of_one_radiograph(teacher: Localization) -> Non
     image, truth = teacher.samples.pixels[1], teacher.samples.boxes[1]
     recipe = teacher.experiment.recipe
     plain = heatmap_to_boxes(
-        image, teacher.heatmaps[1], teacher.boxes[1], truth, recipe.threshold, "teacher", recipe.normalisation
+        image,
+        teacher.heatmaps[1],
+        teacher.boxes[1],
+        truth,
+        recipe.scores.threshold,
+        "teacher",
+        recipe.scores.normalization,
     )
     drawn = [FigureCanvasAgg(one) for one in (figure, plain)]
     for canvas in drawn:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from tbkd_utils.experiments.evaluation import localization, probabilities
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.trained import train_student, train_teacher
+from tbkd_utils.experiments.trained import train
 from tbkd_utils.localization.scores import image_score, iou_matrix, matched_score
 from tbkd_utils.models.losses import soften
 from tbkd_utils.views.teaching_figures import (
@@ -43,10 +43,10 @@ def texts(axes: Axes) -> list[str]:
 
 
 def test_softening_shows_the_teachers_own_answers(smoke: Experiment) -> None:
-    teacher = train_teacher(smoke)
+    teacher = train(smoke, "teacher")
     rows = probabilities(smoke, teacher)
     grid = np.array(drawn(softened_answers(smoke, teacher, (1.0, 4.0)))).reshape(3, 4)
-    tb = rows.loc[rows["label"] == 1, "p_tb"]
+    tb = rows.loc[rows["label"] == 1, "probability"]
     for row, p in ((grid[0], tb.max()), (grid[2], tb[(tb - 0.5).abs().idxmin()])):
         assert texts(row[1]) == ["1.00", "0.00"]
         assert texts(row[2]) == [f"{p:.2f}", f"{1 - p:.2f}"]
@@ -56,7 +56,7 @@ def test_softening_shows_the_teachers_own_answers(smoke: Experiment) -> None:
 
 
 def test_the_heatmap_is_the_sum_of_the_channels(smoke: Experiment) -> None:
-    student = train_student(smoke)
+    student = train(smoke, "student")
     found = localization(smoke, student)
     axes = drawn(grad_cam_sum(found, student, 2))
     total, rectified = (np.asarray(axes[place].images[0].get_array()) for place in (4, 5))

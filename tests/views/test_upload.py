@@ -14,21 +14,21 @@ from untrained import untrained
 
 from tbkd_utils.data.images import read_image
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.locate import locate
-from tbkd_utils.experiments.trained import TrainedClassifier
+from tbkd_utils.experiments.predict import locate
+from tbkd_utils.experiments.trained import TrainedNetwork
 from tbkd_utils.views.export import coco
 from tbkd_utils.views.upload import locate_upload
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedClassifier:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedNetwork:
     return untrained(Experiment.open("smoke", out=tmp_path_factory.mktemp("upload")))
 
 
 @pytest.fixture(scope="module")
-def folder(trained: TrainedClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(trained: TrainedNetwork, tmp_path_factory: pytest.TempPathFactory) -> Path:
     experiment = Experiment.open("smoke", out=trained.run.path.parent.parent.parent)
-    record = next(record for record in experiment.test_records if record.label == 1)
+    record = next(record for record in experiment.test_records if record.target == 1)
     return mixed(tmp_path_factory.mktemp("in"), read_image(record.path))
 
 
@@ -44,7 +44,7 @@ def upload(box: widgets.VBox, *files: Path, names: tuple[str, ...] = ()) -> tupl
     return status.value, results.value
 
 
-def test_a_button_that_the_keyboard_reaches_and_an_area(trained: TrainedClassifier) -> None:
+def test_a_button_that_the_keyboard_reaches_and_an_area(trained: TrainedNetwork) -> None:
     box = locate_upload(trained)
     button, hint, status, results = box.children
     assert isinstance(button, widgets.FileUpload)
@@ -56,7 +56,7 @@ def test_a_button_that_the_keyboard_reaches_and_an_area(trained: TrainedClassifi
     assert status.value == results.value == ""
 
 
-def test_uploaded_radiographs_are_located_as_by_the_function(trained: TrainedClassifier, folder: Path) -> None:
+def test_uploaded_radiographs_are_located_as_by_the_function(trained: TrainedNetwork, folder: Path) -> None:
     files = [folder / "a.png", folder / "sub/c.dcm"]
     box = locate_upload(trained, threshold=0.4)
     status, results = upload(box, *files)
@@ -65,7 +65,7 @@ def test_uploaded_radiographs_are_located_as_by_the_function(trained: TrainedCla
     assert "2 located" in status
     assert results.count("<img ") == 2
     for found in expected:
-        assert f"{found.name}: probability of TB {found.p_tb:.2f}" in results
+        assert f"{found.name}: probability of TB {found.probability:.2f}" in results
         for left, top, right, bottom in found.boxes:
             assert f"left {left:.0f}, top {top:.0f}, right {right:.0f}, bottom {bottom:.0f}" in results
     for picture in re.findall(r"src='data:image/png;base64,([^']*)'", results):
@@ -76,7 +76,7 @@ def test_uploaded_radiographs_are_located_as_by_the_function(trained: TrainedCla
     assert box.children[0].value == ()  # the same file can be chosen again
 
 
-def test_bad_files_are_named_beside_the_good_ones(trained: TrainedClassifier, folder: Path) -> None:
+def test_bad_files_are_named_beside_the_good_ones(trained: TrainedNetwork, folder: Path) -> None:
     status, results = upload(locate_upload(trained), folder / "a.png", folder / "cut.png", folder / "sub/empty.dcm")
     assert "1 located" in status
     assert "2 not located" in status
@@ -85,7 +85,7 @@ def test_bad_files_are_named_beside_the_good_ones(trained: TrainedClassifier, fo
     assert "/tmp" not in results
 
 
-def test_one_upload_replaces_what_the_last_one_showed(trained: TrainedClassifier, folder: Path) -> None:
+def test_one_upload_replaces_what_the_last_one_showed(trained: TrainedNetwork, folder: Path) -> None:
     box = locate_upload(trained)
     upload(box, folder / "cut.png")
     status, results = upload(box, folder / "a.png")
@@ -93,7 +93,7 @@ def test_one_upload_replaces_what_the_last_one_showed(trained: TrainedClassifier
     assert "not located" not in status
 
 
-def test_names_are_only_names(trained: TrainedClassifier, folder: Path) -> None:
+def test_names_are_only_names(trained: TrainedNetwork, folder: Path) -> None:
     names = ("../../x.png", "C:\\scans\\x.png", "<b>x' onload='y.png", "")
     status, results = upload(locate_upload(trained), *[folder / "a.png"] * 4, names=names)
     assert "4 located" in status
@@ -105,7 +105,7 @@ def test_names_are_only_names(trained: TrainedClassifier, folder: Path) -> None:
 
 
 def test_errors_stand_in_the_area(
-    trained: TrainedClassifier, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: TrainedNetwork, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status, results = upload(locate_upload(trained, threshold=7), folder / "a.png")
     assert "Failed:" in status
@@ -116,7 +116,7 @@ def test_errors_stand_in_the_area(
     assert "ZeroDivisionError" in status
 
 
-def test_notes_are_shown(trained: TrainedClassifier, tmp_path: Path) -> None:
+def test_notes_are_shown(trained: TrainedNetwork, tmp_path: Path) -> None:
     dicom(tmp_path / "x.dcm", np.full((80, 80), 3, np.uint16))
     _, results = upload(locate_upload(trained), tmp_path / "x.dcm")
     assert "<figcaption>x.dcm: very dark" in results

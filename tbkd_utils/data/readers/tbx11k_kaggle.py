@@ -8,17 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from tbkd_utils.data.readers.tbx11k import KIND_LABELS
+from tbkd_utils.data.readers.reader import Reader
+from tbkd_utils.data.readers.tbx11k import CATEGORIES, KIND_LABELS
 from tbkd_utils.data.records import (
-    DatasetError,
-    Problem,
+    OnError,
     Radiograph,
     box_from_xywh,
     checked_size,
-    passing_on,
+    collect_errors,
     read_text,
     relative_name,
 )
+from tbkd_utils.errors import DataError
 
 COLUMNS = ("fname", "image_height", "image_width", "source", "bbox", "target", "tb_type", "image_type")
 _TARGET_LABELS = {"no_tb": 0, "tb": 1}
@@ -44,7 +45,7 @@ class _Image:
     categories: list[int] = field(default_factory=list)
 
 
-class Kaggle:
+class Tbx11kKaggle(Reader):
     """The "tbx11k-simplified" layout below one folder.
 
     Args:
@@ -53,23 +54,12 @@ class Kaggle:
 
     name = "tbx11k-simplified"
     needs = ("data.csv", "images/")
+    kinds = ("tb", "sick", "health", "no_tb")
+    categories = CATEGORIES
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.images = root / "images"
-
-    @classmethod
-    def missing_parts(cls, root: Path) -> list[str]:
-        """Tell what keeps a folder from being this layout.
-
-        Args:
-            root: A folder.
-
-        Returns:
-            The missing parts of ``needs``; empty if the layout is recognised.
-        """
-        found = {"data.csv": (root / "data.csv").is_file(), "images/": (root / "images").is_dir()}
-        return [part for part in cls.needs if not found[part]]
 
     def splits(self) -> tuple[str, ...]:
         """Name the splits of this layout.
@@ -79,30 +69,38 @@ class Kaggle:
         """
         return ("train", "val", "trainval")
 
-    def records(self, split: str, problem: Problem) -> list[Radiograph]:
+    def listed_splits(self) -> tuple[str, ...]:
+        """Leave out "trainval", which is train and val together.
+
+        Returns:
+            "train" and "val".
+        """
+        return ("train", "val")
+
+    def records(self, split: str, on_error: OnError) -> list[Radiograph]:
         """List the radiographs of a split, whether their files are present or not.
 
         Args:
             split: One of `splits`.
-            problem: Called with each bad row; if it returns, that row is left out.
+            on_error: Called with each bad row; if it returns, that row is left out.
 
         Returns:
             One record per radiograph, in the order of the CSV.
 
         Raises:
-            DatasetError: ``data.csv`` is not readable as a whole or lacks a column.
+            DataError: ``data.csv`` is not readable as a whole or lacks a column.
         """
         wanted = ("train", "val") if split == "trainval" else (split,)
         images: dict[str, _Image] = {}
         for where, row in self._rows():
-            with passing_on(problem):
+            with collect_errors(on_error):
                 source = _known(row, "source", ("train", "val"), where)
                 if source in wanted:
                     _add_row(images, row, source, where)
         return [
             Radiograph(
                 path=self.images / name,
-                label=KIND_LABELS[image.kind],
+                target=KIND_LABELS[image.kind],
                 boxes=np.array(image.boxes, dtype=np.float32).reshape(-1, 4),
                 source="TBX11K",
                 name=name,
@@ -120,21 +118,19 @@ class Kaggle:
         try:
             missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
             if missing:
-                raise DatasetError(
+                raise DataError(
                     f"{file}: missing columns {', '.join(missing)}. Expected {', '.join(COLUMNS)}. Copy it again."
                 )
             return [(f"{file}, line {reader.line_num}", {c: row[c].strip() for c in COLUMNS}) for row in reader]
         except csv.Error as error:
-            raise DatasetError(
-                f"{file}, after line {reader.line_num}: not valid CSV ({error}). Copy it again."
-            ) from error
+            raise DataError(f"{file}, after line {reader.line_num}: not valid CSV ({error}). Copy it again.") from error
 
 
 def _known(row: dict[str, str], column: str, values: tuple[str, ...], where: str) -> str:
     """Get a value that must be one of a few."""
     value = row[column].lower()
     if value not in values:
-        raise DatasetError(f"{where}: {column} {row[column]!r} is unknown. Known are {', '.join(values)}. Correct it.")
+        raise DataError(f"{where}: {column} {row[column]!r} is unknown. Known are {', '.join(values)}. Correct it.")
     return value
 
 
@@ -147,11 +143,11 @@ def _add_row(images: dict[str, _Image], row: dict[str, str], split: str, where: 
     tb_type = _known(row, "tb_type", tuple(_TB_TYPE_CATEGORIES), where)
     kind = _IMAGE_TYPE_KINDS[image_type]
     if KIND_LABELS[kind] != label:
-        raise DatasetError(f"{where}: target {row['target']!r} contradicts image_type {image_type!r}. Correct it.")
+        raise DataError(f"{where}: target {row['target']!r} contradicts image_type {image_type!r}. Correct it.")
     try:
         width, height = int(row["image_width"]), int(row["image_height"])
     except ValueError as error:
-        raise DatasetError(
+        raise DataError(
             f"{where}: image_width {row['image_width']!r} or image_height {row['image_height']!r} is not a "
             "whole number. Correct it."
         ) from error
@@ -163,16 +159,16 @@ def _add_row(images: dict[str, _Image], row: dict[str, str], split: str, where: 
     category = _TB_TYPE_CATEGORIES[tb_type] or _TB_TYPE_CATEGORIES.get(image_type, 0)
     if xywh is not None:
         if kind != "tb":
-            raise DatasetError(f"{where}: a TB box on an image without TB. Correct target or remove the box.")
+            raise DataError(f"{where}: a TB box on an image without TB. Correct target or remove the box.")
         if not category:
-            raise DatasetError(f"{where}: a box needs a tb_type other than 'none'. Correct it.")
+            raise DataError(f"{where}: a box needs a tb_type other than 'none'. Correct it.")
         box = box_from_xywh(xywh, size, where)
     if name in images:
         image = images[name]
         if box is None or not image.boxes:
-            raise DatasetError(f"{where}: a duplicate row: only an image with several boxes has several rows.")
+            raise DataError(f"{where}: a duplicate row: only an image with several boxes has several rows.")
         if (image.split, image.kind, image.size) != (split, kind, size):
-            raise DatasetError(f"{where}: source, class or size differ from the image's first row. Correct it.")
+            raise DataError(f"{where}: source, class or size differ from the image's first row. Correct it.")
     image = images.setdefault(name, _Image(split, kind, size))
     if box is not None:
         image.boxes.append(box)
@@ -187,7 +183,7 @@ def _bbox(text: str, where: str) -> list[object] | None:
         box = ast.literal_eval(text)  # a literal only: nothing in the file is ever executed
         return [box["xmin"], box["ymin"], box["width"], box["height"]]
     except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError) as error:
-        raise DatasetError(
+        raise DataError(
             f"{where}: bbox {text[:80]!r} is neither 'none' nor a dict with numbers for xmin, ymin, width "
             "and height. Correct it."
         ) from error

@@ -1,7 +1,7 @@
 """Draws a synthetic frontal chest, without disease: the canvas of `synthetic`. Not medical data.
 
 A `Patient` is a handful of numbers. `draw_chest` adds up what lies in the beam (tissue, air, bone, vessels)
-as an attenuation map, and `expose` turns such a map into 8-bit grey; a finding is a local change of attenuation
+as an attenuation map, and `expose` turns such a map into 8-bit gray; a finding is a local change of attenuation
 between the two.
 
 Anatomy is written in the patient's own frame: `u` runs from the midline (0) to the chest wall (1 on the image's
@@ -29,7 +29,7 @@ _SUBPIXEL = 4  # cv2 draws at 1/16 pixel with this shift
 class Patient:
     """Who stands in the beam, and how the picture was taken. Lengths are shares of the image side."""
 
-    centre: float  # x of the midline at mid-height
+    center: float  # x of the midline at mid-height
     top: float  # y of the lung apices
     half_width: float  # midline to chest wall
     height: float  # apex to costophrenic angle
@@ -42,13 +42,13 @@ class Patient:
     vessel_contrast: float
     gain: float  # exposure: brightness = gain * attenuation ** gamma
     gamma: float
-    noise: float  # standard deviation, share of the grey range
+    noise: float  # standard deviation, share of the gray range
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Patient:
         """Draw a patient at random; every call takes the same count of numbers from `rng`."""
         spread = {
-            "centre": (0.48, 0.52),
+            "center": (0.48, 0.52),
             "top": (0.11, 0.16),
             "half_width": (0.345, 0.4),
             "height": (0.58, 0.7),
@@ -70,12 +70,12 @@ class Patient:
         x, y = np.asarray(u) * self.half_width, (np.asarray(v) - 0.5) * self.height
         cos, sin = np.cos(self.tilt), np.sin(self.tilt)
         middle = self.top + 0.5 * self.height
-        return np.stack([self.centre + cos * x - sin * y, middle + sin * x + cos * y], axis=-1)
+        return np.stack([self.center + cos * x - sin * y, middle + sin * x + cos * y], axis=-1)
 
     def to_body(self, size: int) -> tuple[Array, Array]:
-        """Body coordinates u, v of every pixel centre of a `size` x `size` image."""
+        """Body coordinates u, v of every pixel center of a `size` x `size` image."""
         axis = (np.arange(size, dtype=np.float32) + 0.5) / size
-        x, y = axis[None, :] - self.centre, axis[:, None] - (self.top + 0.5 * self.height)
+        x, y = axis[None, :] - self.center, axis[:, None] - (self.top + 0.5 * self.height)
         cos, sin = np.float32(np.cos(self.tilt)), np.float32(np.sin(self.tilt))
         u = (cos * x + sin * y) / np.float32(self.half_width)
         return u.astype(np.float32), ((cos * y - sin * x) / np.float32(self.height) + 0.5).astype(np.float32)
@@ -149,7 +149,7 @@ def draw_chest(patient: Patient, rng: np.random.Generator, size: int) -> Chest:
 
     clear = air * (1 - heart)
     attenuation += patient.vessel_contrast * 0.16 * _vessels(pen, rng) * (0.15 + 0.85 * clear)
-    # Uneven lungs and muscle: an upper zone may well be whiter than its neighbour without any disease.
+    # Uneven lungs and muscle: an upper zone may well be whiter than its neighbor without any disease.
     attenuation += (
         0.02 * cloud(rng, size, 5, 9, 16) * (0.4 * body + 0.6 * clear)
         + 0.013 * cloud(rng, size, 34, 60) * (0.3 + 0.7 * clear) * body

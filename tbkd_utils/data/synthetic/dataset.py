@@ -2,7 +2,7 @@
 
 Tuberculosis shows as nodules, consolidations, cavities or calcified nodules, in boxes whose sizes and counts follow
 TBX11K's; "sick but not TB" shows effusions, enlarged hearts or lower-zone haze, without boxes. A bright "L" side marker
-(the token) comes with TB at a chosen rate in train, and with half of every class in val: a network that reads the
+(the marker) comes with TB at a chosen rate in train, and with half of every class in val: a network that reads the
 marker does well in training and is found out in val.
 """
 
@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tbkd_utils.data.synthetic.sample import CLASSES, SPLITS, Sample, SyntheticError, describe_sample, render_sample
+from tbkd_utils.data.synthetic.sample import CLASSES, SPLITS, Sample, describe_sample, render_sample
+from tbkd_utils.errors import DataError
 
 Part = TypeVar("Part")
 _CATEGORIES = ("ActiveTuberculosis", "ObsoletePulmonaryTuberculosis", "PulmonaryTuberculosis")
@@ -30,7 +31,7 @@ _NOTICE = (
 _README = f"""{_NOTICE}
 
 Folders and files as in TBX11K. Odd image numbers are train, even ones val; boxes are in pixels of the images here.
-synthetic.json records the settings and, for each image, the token (a bright "L" in the upper right corner, which
+synthetic.json records the settings and, for each image, the marker (a bright "L" in the upper right corner, which
 goes with tuberculosis in train but not in val), the finding and the lesions. Boxes are xyxy pixels there.
 """
 
@@ -41,12 +42,12 @@ def write_synthetic(
     train: Sequence[int] = (120, 120, 120),
     val: Sequence[int] = (40, 40, 40),
     size: int = 256,
-    token_rate: float = 0.9,
+    marker_rate: float = 0.9,
     seed: int = 0,
 ) -> Path:
     """Write a synthetic dataset in TBX11K's layout.
 
-    `synthetic.json`, written last, records the settings, tokens and lesions. The same arguments give the same bytes
+    `synthetic.json`, written last, records the settings, markers and lesions. The same arguments give the same bytes
     (with the same versions of numpy and OpenCV). Nothing is cleaned up when writing fails half way: write under a
     temporary name and rename.
 
@@ -55,27 +56,27 @@ def write_synthetic(
         train: Number of healthy, sick-but-not-TB and TB images.
         val: The same for val, which is drawn from other patients.
         size: Side of the images in pixels, at least 64.
-        token_rate: Share of TB images with the token in train, 0..1 (see `describe_sample`).
+        marker_rate: Share of TB images with the marker in train, 0..1 (see `describe_sample`).
         seed: Not negative.
 
     Returns:
         The folder.
 
     Raises:
-        SyntheticError: If an argument is out of range, the folder is not empty, or a file cannot be written.
+        DataError: If an argument is out of range, the folder is not empty, or a file cannot be written.
     """
     root = Path(root)
-    spec = _check_spec(train, val, size, token_rate, seed)
+    spec = _check_spec(train, val, size, marker_rate, seed)
     try:
         if root.is_dir() and any(root.iterdir()):
-            raise SyntheticError(f"{root} is not empty: give a new folder, or empty this one")
+            raise DataError(f"{root} is not empty: give a new folder, or empty this one")
         for folder in (*(f"imgs/{c}" for c in CLASSES), "annotations/json", "lists"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         records: dict[str, Any] = {}
         listed: dict[str, list[str]] = {}
         for split in SPLITS:
             counts = list(zip(CLASSES, spec[split], strict=True))
-            settings = {"size": spec["size"], "token_rate": spec["token_rate"], "seed": spec["seed"]}
+            settings = {"size": spec["size"], "marker_rate": spec["marker_rate"], "seed": spec["seed"]}
             # TB first, as in TBX11K.
             samples = [describe_sample(split, c, i, **settings) for c, n in reversed(counts) for i in range(n)]
             for sample in samples:
@@ -91,30 +92,30 @@ def write_synthetic(
         (root / "README.txt").write_text(_README)
         _write_json(root / "synthetic.json", {"notice": _NOTICE, "format": _FORMAT, "spec": spec, "images": records})
     except OSError as error:
-        raise SyntheticError(
+        raise DataError(
             f"cannot write the synthetic dataset to {root} ({error.strerror or error}: {error.filename}): "
             "give a folder that can be written and has room"
         ) from error
     return root
 
 
-def read_synthetic_tokens(root: str | Path) -> dict[str, NDArray[np.float32] | None]:
-    """Where the token is in each image of a dataset from `write_synthetic`.
+def read_synthetic_markers(root: str | Path) -> dict[str, NDArray[np.float32] | None]:
+    """Where the marker is in each image of a dataset from `write_synthetic`.
 
     Args:
         root: The dataset's folder.
 
     Returns:
-        Image name relative to imgs/ -> (4,) float32 xyxy pixels, or None where the image has no token.
+        Image name relative to imgs/ -> (4,) float32 xyxy pixels, or None where the image has no marker.
 
     Raises:
-        SyntheticError: If the folder has no readable synthetic.json.
+        DataError: If the folder has no readable synthetic.json.
     """
 
-    def token(record: dict[str, Any]) -> NDArray[np.float32] | None:
-        return None if record["token"] is None else np.array(record["token"], np.float32).reshape(4)
+    def marker(record: dict[str, Any]) -> NDArray[np.float32] | None:
+        return None if record["marker"] is None else np.array(record["marker"], np.float32).reshape(4)
 
-    return _read_records(root, token)
+    return _read_records(root, marker)
 
 
 def read_synthetic_lesions(root: str | Path) -> dict[str, tuple[str, ...]]:
@@ -124,7 +125,7 @@ def read_synthetic_lesions(root: str | Path) -> dict[str, tuple[str, ...]]:
         Image name relative to imgs/ -> the kind of each lesion, in the order of its boxes.
 
     Raises:
-        SyntheticError: If the folder has no readable synthetic.json.
+        DataError: If the folder has no readable synthetic.json.
     """
     return _read_records(root, lambda record: tuple(str(lesion["kind"]) for lesion in record["lesions"]))
 
@@ -135,13 +136,11 @@ def _read_records(root: str | Path, part: Callable[[dict[str, Any]], Part]) -> d
     try:
         return {name: part(record) for name, record in json.loads(path.read_text())["images"].items()}
     except FileNotFoundError as error:
-        raise SyntheticError(
+        raise DataError(
             f"{path} not found: expected a dataset from write_synthetic, written to the end; write it again"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SyntheticError(
-            f"{path} cannot be read as a synthetic record ({error!r}): write the dataset again"
-        ) from error
+        raise DataError(f"{path} cannot be read as a synthetic record ({error!r}): write the dataset again") from error
 
 
 def _whole(name: str, value: Any, least: int) -> int:
@@ -150,28 +149,33 @@ def _whole(name: str, value: Any, least: int) -> int:
     except TypeError:
         number = least - 1
     if number < least:
-        raise SyntheticError(f"{name} = {value!r}: expected a whole number, at least {least}")
+        raise DataError(f"{name} = {value!r}: expected a whole number, at least {least}")
     return number
 
 
-def _check_spec(train: Sequence[int], val: Sequence[int], size: int, token_rate: float, seed: int) -> dict[str, Any]:
+def _check_spec(train: Sequence[int], val: Sequence[int], size: int, marker_rate: float, seed: int) -> dict[str, Any]:
     """The arguments of `write_synthetic` as plain numbers, or an error that names the wrong one."""
     spec: dict[str, Any] = {}
     for split, counts in (("train", train), ("val", val)):
         if not isinstance(counts, Sequence) or len(counts) != len(CLASSES):
-            raise SyntheticError(f"{split} = {counts!r}: expected three counts (healthy, sick, tb)")
+            raise DataError(f"{split} = {counts!r}: expected three counts (healthy, sick, tb)")
         spec[split] = [_whole(f"{split} count of {c}", n, 0) for c, n in zip(CLASSES, counts, strict=True)]
     if not any(spec["train"] + spec["val"]):
-        raise SyntheticError("train and val are all zero: ask for at least one image")
-    if not isinstance(token_rate, int | float) or not 0 <= token_rate <= 1:
-        raise SyntheticError(f"token_rate = {token_rate!r}: expected a share from 0 to 1")
-    return {**spec, "size": _whole("size", size, 64), "token_rate": float(token_rate), "seed": _whole("seed", seed, 0)}
+        raise DataError("train and val are all zero: ask for at least one image")
+    if not isinstance(marker_rate, int | float) or not 0 <= marker_rate <= 1:
+        raise DataError(f"marker_rate = {marker_rate!r}: expected a share from 0 to 1")
+    return {
+        **spec,
+        "size": _whole("size", size, 64),
+        "marker_rate": float(marker_rate),
+        "seed": _whole("seed", seed, 0),
+    }
 
 
 def _png(image: NDArray[np.uint8]) -> bytes:
     done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
-        raise SyntheticError("OpenCV cannot encode a PNG: reinstall opencv-python-headless")
+        raise DataError("OpenCV cannot encode a PNG: reinstall opencv-python-headless")
     return bytes(data)
 
 
@@ -181,7 +185,7 @@ def _record(sample: Sample) -> dict[str, Any]:
         for lesion, box in zip(sample.lesions, sample.boxes.tolist(), strict=True)
     ]
     about = {"split": sample.split, "class": sample.folder, "finding": sample.finding}
-    return {**about, "has_token": sample.token is not None, "token": sample.token, "lesions": lesions}
+    return {**about, "has_marker": sample.marker is not None, "marker": sample.marker, "lesions": lesions}
 
 
 def _coco(samples: Sequence[Sample]) -> dict[str, Any]:

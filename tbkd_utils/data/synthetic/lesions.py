@@ -105,17 +105,17 @@ def _place_box(
 
 
 def _scatter(rng: np.random.Generator, count: int, half: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points in an ellipse with half-axes `half`, shape (count, 2), denser towards its centre."""
+    """Points in an ellipse with half-axes `half`, shape (count, 2), denser towards its center."""
     angle, radius = rng.uniform(0, 2 * np.pi, count), rng.random(count) ** 0.6
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1) * half
 
 
 def _blobs(
-    centres: NDArray[np.float64], radii: NDArray[np.float64], weight: float, sharpness: float
+    centers: NDArray[np.float64], radii: NDArray[np.float64], weight: float, sharpness: float
 ) -> NDArray[np.float64]:
     """Rows of `Lesion.blobs`; radii are (k,) for round blobs or (k, 2)."""
-    radii = np.broadcast_to(radii.reshape(len(radii), -1), centres.shape)
-    return np.concatenate([centres, radii, np.tile([weight, sharpness], (len(centres), 1))], axis=1)
+    radii = np.broadcast_to(radii.reshape(len(radii), -1), centers.shape)
+    return np.concatenate([centers, radii, np.tile([weight, sharpness], (len(centers), 1))], axis=1)
 
 
 # Each kind below draws blobs around (0, 0) for a box with half-axes `half`; `_fit` then moves them into the box.
@@ -143,8 +143,8 @@ def _consolidation(rng: np.random.Generator, half: NDArray[np.float64]) -> NDArr
 
 def _cavity(rng: np.random.Generator, half: NDArray[np.float64]) -> NDArray[np.float64]:
     """A consolidation with a thick-walled hole."""
-    centre, radius = _scatter(rng, 1, 0.25 * half), rng.uniform(0.26, 0.4, (1, 1)) * (0.5 * half + 0.5 * half.min())
-    wall, hole = _blobs(centre, 1.45 * radius, 0.8, 3.0), _blobs(centre, radius, -0.95, 3.0)
+    center, radius = _scatter(rng, 1, 0.25 * half), rng.uniform(0.26, 0.4, (1, 1)) * (0.5 * half + 0.5 * half.min())
+    wall, hole = _blobs(center, 1.45 * radius, 0.8, 3.0), _blobs(center, radius, -0.95, 3.0)
     return np.concatenate([_consolidation(rng, half), wall, hole])
 
 

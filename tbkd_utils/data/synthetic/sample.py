@@ -1,7 +1,7 @@
 """One synthetic radiograph: what it shows (`describe_sample`) and its pixels (`render_sample`). Not medical data.
 
 Image i depends on (seed, split, class, i) alone, not on how many others there are, so a larger set contains the
-smaller one. Counts are balanced all the same: what is drawn by share (token, number of boxes, finding) uses term i of
+smaller one. Counts are balanced all the same: what is drawn by share (marker, number of boxes, finding) uses term i of
 a Kronecker sequence, (start + i * irrational) mod 1, whose first n terms fill the shares evenly for every n.
 """
 
@@ -14,15 +14,11 @@ from numpy.typing import NDArray
 
 from tbkd_utils.data.synthetic.chest import Patient, draw_chest, expose
 from tbkd_utils.data.synthetic.lesions import OTHER_FINDINGS, Lesion, draw_lesions, paint_lesions, paint_other
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.errors import DataError
 
 SPLITS = ("train", "val")
 CLASSES = ("health", "sick", "tb")  # the folders of TBX11K, and the order of the counts
 _PREFIX = {"health": "h", "sick": "s", "tb": "tb"}
-
-
-class SyntheticError(TbkdError, ValueError):
-    """The synthetic dataset cannot be written or read as asked; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class Sample:
     patient: Patient
     finding: str  # "none", one of OTHER_FINDINGS, or the kinds of the lesions joined by "+"
     lesions: tuple[Lesion, ...]
-    token: tuple[int, int, int, int] | None  # xyxy pixels, right and bottom exclusive
+    marker: tuple[int, int, int, int] | None  # xyxy pixels, right and bottom exclusive
 
     @property
     def boxes(self) -> NDArray[np.float32]:
@@ -47,28 +43,26 @@ class Sample:
 
 
 def describe_sample(
-    split: str, folder: str, index: int, *, size: int = 256, token_rate: float = 0.9, seed: int = 0
+    split: str, folder: str, index: int, *, size: int = 256, marker_rate: float = 0.9, seed: int = 0
 ) -> Sample:
     """Decide what image `index` of a class shows, without drawing it.
 
-    The rate changes the token alone, the size the resolution alone: patient and lesions stay.
+    The rate changes the marker alone, the size the resolution alone: patient and lesions stay.
 
     Args:
         split: "train" or "val".
         folder: "health", "sick" or "tb".
         index: 0, 1, 2, ... within split and class.
         size: Side of the image in pixels.
-        token_rate: Share of TB images with the token in train; non-TB images have it at 1 - token_rate. In val it is
+        marker_rate: Share of TB images with the marker in train; non-TB images have it at 1 - marker_rate. In val it is
             0.5 for all.
         seed: Of the whole dataset.
 
     Raises:
-        SyntheticError: If there is no such split, class or index.
+        DataError: If there is no such split, class or index.
     """
     if split not in SPLITS or folder not in CLASSES or index < 0:
-        raise SyntheticError(
-            f"{split}/{folder}/{index}: expected one of {SPLITS}, one of {CLASSES}, and an index from 0"
-        )
+        raise DataError(f"{split}/{folder}/{index}: expected one of {SPLITS}, one of {CLASSES}, and an index from 0")
     patient = Patient.draw(_rng(seed, split, folder, index, "patient"))
     rng = _rng(seed, split, folder, index, "finding")
     lesions: list[Lesion] = []
@@ -81,18 +75,18 @@ def describe_sample(
         if finding == "cardiomegaly":  # normal hearts reach 1.1: cardiothoracic ratio above one half
             patient = replace(patient, heart=float(rng.uniform(1.28, 1.5)))
 
-    rate = 0.5 if split == "val" else token_rate if folder == "tb" else 1 - token_rate
-    has_token = _share(seed, split, folder, index, "token") < rate
-    token = _token_box(_rng(seed, split, folder, index, "token"), size) if has_token else None
+    rate = 0.5 if split == "val" else marker_rate if folder == "tb" else 1 - marker_rate
+    has_marker = _share(seed, split, folder, index, "marker") < rate
+    marker = _marker_box(_rng(seed, split, folder, index, "marker"), size) if has_marker else None
     # Odd numbers are train, even ones val: names never clash, whatever the counts.
     name = f"{folder}/{_PREFIX[folder]}{2 * index + 1 + SPLITS.index(split):04d}.png"
-    return Sample(name, split, folder, index, seed, size, patient, finding, tuple(lesions), token)
+    return Sample(name, split, folder, index, seed, size, patient, finding, tuple(lesions), marker)
 
 
-def render_sample(sample: Sample, *, finding: bool = True, token: bool = True) -> NDArray[np.uint8]:
-    """Draw a sample as an 8-bit grey image (size, size), with or without its finding and its token.
+def render_sample(sample: Sample, *, finding: bool = True, marker: bool = True) -> NDArray[np.uint8]:
+    """Draw a sample as an 8-bit gray image (size, size), with or without its finding and its marker.
 
-    Leaving out the lesions changes pixels inside their boxes alone, leaving out the token those under the token.
+    Leaving out the lesions changes pixels inside their boxes alone, leaving out the marker those under the marker.
     An enlarged heart is the patient's own and stays.
     """
 
@@ -106,15 +100,15 @@ def render_sample(sample: Sample, *, finding: bool = True, token: bool = True) -
     elif finding and sample.finding in OTHER_FINDINGS:
         attenuation = paint_other(attenuation, chest, sample.finding, stream("opacity"))
     image = expose(attenuation, sample.patient, stream("noise"))
-    if token and sample.token is not None:
-        x0, y0, x1, y1 = sample.token
+    if marker and sample.marker is not None:
+        x0, y0, x1, y1 = sample.marker
         stroke = max(1, round(0.014 * sample.size))
         image[y0:y1, x0 : x0 + stroke] = 250  # an L is an upright and a foot
         image[y1 - stroke : y1, x0:x1] = 250
     return image
 
 
-_STREAMS = {"patient": 0, "chest": 1, "noise": 2, "finding": 3, "opacity": 4, "token": 5}
+_STREAMS = {"patient": 0, "chest": 1, "noise": 2, "finding": 3, "opacity": 4, "marker": 5}
 
 
 def _rng(seed: int, split: str, folder: str, index: int, stream: str) -> np.random.Generator:
@@ -126,11 +120,11 @@ def _share(seed: int, split: str, folder: str, index: int, stream: str) -> float
     """Term `index` of a Kronecker sequence in 0..1 with a seeded start; one irrational step for each stream."""
     key = (SPLITS.index(split), CLASSES.index(folder), _STREAMS[stream])
     start = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key)).random()
-    step = {"token": (5**0.5 - 1) / 2, "finding": 2**0.5 - 1}[stream]
+    step = {"marker": (5**0.5 - 1) / 2, "finding": 2**0.5 - 1}[stream]
     return float((start + index * step) % 1)
 
 
-def _token_box(rng: np.random.Generator, size: int) -> tuple[int, int, int, int]:
+def _marker_box(rng: np.random.Generator, size: int) -> tuple[int, int, int, int]:
     """Above the patient's left shoulder (image right), inside the central 7/8 that resize 256, crop 224 keeps."""
     x, y, width, height = rng.uniform([0.845, 0.07, 0.038, 0.052], [0.875, 0.078, 0.05, 0.06]) * size
     margin = -(-size // 16)

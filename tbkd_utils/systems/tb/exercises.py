@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 from tbkd_utils.curvature.landscape import loss_along
 from tbkd_utils.curvature.spectrum import Spectrum
-from tbkd_utils.experiments.ablations import image_scores
+from tbkd_utils.experiments.comparisons import image_scores
 from tbkd_utils.experiments.curvature import hessian_batches
 from tbkd_utils.experiments.evaluation import Localization
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.trained import TrainedClassifier
+from tbkd_utils.experiments.trained import TrainedNetwork
 
 
 def by_lesion_size(found: Mapping[str, Localization], groups: int = 3) -> pd.DataFrame:
@@ -75,7 +75,7 @@ def split_halves(located: Mapping[float, Localization], draws: int = 500, seed: 
 
 
 def quadratic_check(
-    experiment: Experiment, trained: TrainedClassifier, found: Spectrum, steps: Sequence[float]
+    experiment: Experiment, trained: TrainedNetwork, found: Spectrum, steps: Sequence[float]
 ) -> pd.DataFrame:
     """Sets the loss along the sharpest direction against what its eigenvalue says.
 
@@ -95,7 +95,7 @@ def quadratic_check(
     loss = loss_along(
         trained.model(),
         F.cross_entropy,
-        hessian_batches(experiment, experiment.recipe.hessian_samples),
+        hessian_batches(experiment, experiment.recipe.curvature.hessian_samples),
         found.eigenvectors[0].copy(),
         np.concatenate([[0.0], reach, -reach]),
     )

@@ -32,9 +32,9 @@ _FULL_CURVATURE = {
     "landscape_points": 11,
     "landscape_draws": 6,
 }
-_LITE = {"backbone": "efficientnet_lite0", "weights": "imagenet", "monitor": "holdout"}
+_LITE = {"network": "efficientnet_lite0", "weights": "imagenet", "early_stopping_on": "validation"}
 PRESETS: dict[str, dict[str, Any]] = {
-    # Seconds, for tests: every step runs, nothing is learnt.
+    # Seconds, for tests: every step runs, nothing is learned.
     "smoke": _LITE
     | {
         "synthetic_train": (8, 8, 16),
@@ -42,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "synthetic_size": 96,
         "resize": 73,
         "crop": 64,
-        "holdout_fraction": 0.25,
+        "validation_fraction": 0.25,
         "batch_size": 16,
         "epochs": 2,
         "threads": 1,

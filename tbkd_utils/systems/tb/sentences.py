@@ -1,20 +1,22 @@
-"""What the notebooks found, in words: Markdown sentences whose every number is computed from the run.
-
-Notebooks 5 to 9 say it in `report.summary_sentences`, `curvature_report.flatness_sentences`, `ablations.curve_sentence`
-and `ablations.difference_sentences`; what they lack, and the other notebooks, are here.
-"""
+"""What was found, in words: Markdown sentences whose every number is computed from the run."""
 
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
+from tbkd_utils.curvature.spectrum import Spectrum
 from tbkd_utils.data.check import DatasetReport
-from tbkd_utils.experiments.ablations import interval_verdict
+from tbkd_utils.experiments.comparisons import student_minus_teacher
+from tbkd_utils.experiments.curvature import ratio_table
 from tbkd_utils.experiments.evaluation import Localization, localization, probabilities
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.trained import TrainedClassifier
-from tbkd_utils.metrics.statistics import bootstrap_interval
+from tbkd_utils.experiments.trained import TrainedNetwork
+from tbkd_utils.metrics.statistics import (
+    bootstrap_interval,
+)
+from tbkd_utils.systems.tb.paper import TABLE_1, TABLE_2, TABLE_3, comparability
 from tbkd_utils.systems.tb.verdicts import FAILS, HOLDS, OPEN
 
 
@@ -24,7 +26,7 @@ def data_sentences(report: DatasetReport, experiment: Experiment) -> str:
     present = images[images["present"]]
     absent = len(images) - len(present)
     lines = [
-        f"{len(present)} radiographs are there, {int(present['label'].sum())} of them with TB; "
+        f"{len(present)} radiographs are there, {int((present['target'] == 1).sum())} of them with TB; "
         + (f"{absent} that the lists name are absent." if absent else "none that the lists name is absent.")
     ]
     if len(boxes):
@@ -34,7 +36,7 @@ def data_sentences(report: DatasetReport, experiment: Experiment) -> str:
             f"Half of the {len(boxes)} boxes cover less than {boxes['area_share'].median():.1%} of their radiograph. "
             f"{several:.0%} of the radiographs with boxes have more than one."
         )
-    stopped = f", {len(experiment.monitor)} decide when training stops" if experiment.monitor is not None else ""
+    stopped = f", {len(experiment.validation)} decide when training stops" if experiment.validation is not None else ""
     lines.append(
         f"{len(experiment.train)} radiographs are trained on{stopped}, {len(experiment.test)} are tested on. "
         f"{experiment.test.dropped_boxes} boxes of the test set lie outside the crop."
@@ -44,7 +46,7 @@ def data_sentences(report: DatasetReport, experiment: Experiment) -> str:
     return _bullets(lines)
 
 
-def teacher_sentences(teacher: TrainedClassifier, classified: pd.DataFrame, found: Localization) -> str:
+def teacher_sentences(teacher: TrainedNetwork, classified: pd.DataFrame, found: Localization) -> str:
     """Notebook 2: the epoch that was kept, how the teacher classifies, and how far its boxes fit.
 
     Args:
@@ -52,14 +54,14 @@ def teacher_sentences(teacher: TrainedClassifier, classified: pd.DataFrame, foun
         classified: From `evaluation.classification`.
         found: Its boxes and scores.
     """
-    losses = teacher.history["monitored_loss"].to_numpy()
-    kept = int(losses.argmin()) if teacher.recipe.keep == "best" else len(losses) - 1
+    losses = teacher.history["validation_loss"].to_numpy()
+    kept = int(losses.argmin()) if teacher.recipe.training.keep == "best" else len(losses) - 1
     metric = {row["metric"]: row for row in classified.to_dict("records")}
     boxes = {row["metric"]: row for row in found.summary.to_dict("records")}
     score = boxes["score"]
     return _bullets(
         [
-            f"Epoch {kept + 1} of {len(losses)} is kept; its loss on the monitored radiographs is {losses[kept]:.3f}.",
+            f"Epoch {kept + 1} of {len(losses)} is kept; its loss on the validation radiographs is {losses[kept]:.3f}.",
             f"The teacher calls {_share(metric['sensitivity'])} of the TB radiographs TB, and "
             f"{_share(metric['specificity'])} of the others no TB. AUC {metric['auc']['value']:.3f} "
             f"({metric['auc']['low']:.3f} to {metric['auc']['high']:.3f}).",
@@ -69,13 +71,13 @@ def teacher_sentences(teacher: TrainedClassifier, classified: pd.DataFrame, foun
     )
 
 
-def student_sentences(experiment: Experiment, teacher: TrainedClassifier, student: TrainedClassifier) -> str:
+def student_sentences(experiment: Experiment, teacher: TrainedNetwork, student: TrainedNetwork) -> str:
     """Notebook 3: whether the student classifies better than its teacher, and how far the boxes of both fit."""
     recipe = experiment.recipe
     calls = [probabilities(experiment, one) for one in (teacher, student)]
-    right = [((table["p_tb"] > 0.5) == (table["label"] == 1)).to_numpy() for table in calls]
+    right = [((table["probability"] > 0.5) == (table["label"] == 1)).to_numpy() for table in calls]
     difference = right[1].astype(float) - right[0].astype(float)
-    low, high = bootstrap_interval(difference, resamples=recipe.resamples, seed=recipe.statistics_seed)
+    low, high = bootstrap_interval(difference, **recipe.resampling)
     mious = [localization(experiment, one).miou for one in (teacher, student)]
     return _bullets(
         [
@@ -103,7 +105,7 @@ def box_sentences(teacher: Localization, student: Localization) -> str:
         lines.append(
             f"{one.role.capitalize()}: {one.rows['n_pred'].mean():.2f} boxes per radiograph, none on {none} of "
             f"{len(one.rows)}. Over all thresholds mIOU lies between {curve.min():.3f} and {curve.max():.3f}, highest "
-            f"at {curve.idxmax():g}; this run uses {one.experiment.recipe.threshold:g}."
+            f"at {curve.idxmax():g}; this run uses {one.experiment.recipe.scores.threshold:g}."
         )
     ahead = int((curves["student"] > curves["teacher"]).sum())
     lines.append(f"The student's mIOU is the higher one at {ahead} of {len(curves['student'])} thresholds.")
@@ -111,7 +113,7 @@ def box_sentences(teacher: Localization, student: Localization) -> str:
 
 
 def shortcut_sentences(table: pd.DataFrame) -> str:
-    """Notebook 5: whether a network looks at the synthetic token more than at any other place.
+    """Notebook 5: whether a network looks at the synthetic marker more than at any other place.
 
     Args:
         table: From `shortcut.shortcut_table`.
@@ -121,13 +123,13 @@ def shortcut_sentences(table: pd.DataFrame) -> str:
     lines = []
     for row in table.to_dict("records"):
         verdict = "as much as looking everywhere alike would give, within the interval"
-        if row["low"] > row["token_area"]:
+        if row["low"] > row["marker_area"]:
             verdict = "more than looking everywhere alike would give"
-        elif row["high"] < row["token_area"]:
+        elif row["high"] < row["marker_area"]:
             verdict = "less than looking everywhere alike would give"
         lines.append(
             f"Shortcut: {row['energy']:.2%} ({row['low']:.2%} to {row['high']:.2%}) of the {row['network']}'s heatmap "
-            f"lies on the token, whose area is {row['token_area']:.2%}: {verdict}."
+            f"lies on the marker, whose area is {row['marker_area']:.2%}: {verdict}."
         )
     return _bullets(lines)
 
@@ -164,9 +166,9 @@ def verdict_sentences(verdicts: pd.DataFrame) -> str:
     """
     lines = []
     for answer, said in ((HOLDS, "hold here"), (FAILS, "fail here"), (OPEN, "are not shown either way")):
-        artefacts = Counter(verdicts.loc[verdicts["holds here"] == answer, "artefact"])
-        named = "; ".join(f"{name} ({count})" if count > 1 else str(name) for name, count in artefacts.items())
-        count = sum(artefacts.values())
+        artifacts = Counter(verdicts.loc[verdicts["holds here"] == answer, "artifact"])
+        named = "; ".join(f"{name} ({count})" if count > 1 else str(name) for name, count in artifacts.items())
+        count = sum(artifacts.values())
         lines.append(f"{count} of {len(verdicts)} claims {said}" + (f": {named}." if count else "."))
     counts = Counter(verdicts["verdict"])
     lines.append("Verdicts: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + ".")
@@ -180,3 +182,90 @@ def _share(row: dict) -> str:
 
 def _bullets(lines: list[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
+
+
+def summary_sentences(experiment: Experiment, found: Mapping[str, Localization]) -> str:
+    """Says in words what the numbers of this run show, as Markdown; every number in it is computed here."""
+    teacher, student = found["teacher"], found["student"]
+    row = student_minus_teacher(teacher, student).set_index("metric").loc["score"].to_dict()
+    if row["low"] > 0:
+        verdict = "The student localizes better than its teacher on these radiographs"
+    elif row["high"] < 0:
+        verdict = "The student localizes worse than its teacher on these radiographs"
+    else:
+        verdict = "These radiographs do not show a difference between student and teacher"
+    scored = [f"{len(one.rows)} radiographs with {one.rows['n_gt'].sum()} boxes" for one in (teacher, student)]
+    on = scored[0] if scored[0] == scored[1] else f"{scored[0]} (teacher) and {scored[1]} (student)"
+    p = f"{row['p']:.3f}" if row["p"] >= 0.001 else "below 0.001"
+    lines = [
+        f"- mIOU: teacher {teacher.miou:.3f}, student {student.miou:.3f}, on {on}.",
+        f"- {verdict}: difference {row['difference']:+.3f}, 95% interval {row['low']:+.3f} to {row['high']:+.3f}, "
+        f"paired permutation test p {p}.",
+        f"- This is one seed ({experiment.recipe.training.seed}) of the last layer. In the paper, four seeds move the "
+        f"student's mIOU between {min(v['student'] for v in TABLE_3.values()):.3f} and "
+        f"{max(v['student'] for v in TABLE_3.values()):.3f}.",
+    ]
+    reasons = comparability(experiment)
+    if reasons:
+        lines.append(f"- Not comparable with the paper's numbers: {'; '.join(reasons)}.")
+    return "\n".join(lines)
+
+
+def flatness_sentences(spectra: Mapping[str, Spectrum], sizes: pd.DataFrame) -> str:
+    """Answers in words, as Markdown: is the student's minimum flatter, and is that more than sampling noise?"""
+    table = ratio_table(sizes)
+    largest = int(sizes["size"].max())
+    lines = []
+    for quantity, name in (("eigenvalue", "largest eigenvalue"), ("trace", "trace")):
+        row = table[(table["quantity"] == quantity) & (table["size"] == largest)].iloc[0]
+        if np.isfinite(row["low"]) and row["low"] > 1:
+            verdict = "the student is flatter, beyond the choice of radiographs"
+        elif np.isfinite(row["high"]) and row["high"] < 1:
+            verdict = "the student is sharper, beyond the choice of radiographs"
+        else:
+            verdict = "the choice of radiographs alone could explain it"
+        paper = TABLE_1["teacher"][0] / TABLE_1["student"][0] if quantity == "eigenvalue" else (
+            TABLE_2["teacher"] / TABLE_2["student"]
+        )  # fmt: skip
+        lines.append(
+            f"- {name}, teacher over student on {largest} radiographs: {row['ratio']:.2f} (95% interval "
+            f"{row['low']:.2f} to {row['high']:.2f} over {int(row['draws'])} draws; paper {paper:.2f}): {verdict}."
+        )
+    missed = sum(int((~found.converged).sum()) for found in spectra.values())
+    total = sum(len(found.converged) for found in spectra.values())
+    lines.append(f"- {total - missed} of {total} eigenvalues of Table 1 converged.")
+    lines.append("- One training of each network: another seed may give another ratio.")
+    return "\n".join(lines)
+
+
+def curve_sentence(rows: pd.DataFrame, what: str, claimed: float) -> str:
+    """Says in words which value came out best, and how sure that is on these radiographs."""
+    top = rows.iloc[int(rows["miou"].argmax())]
+    spread = rows["miou"].max() - rows["miou"].min()
+    text = f"Highest mIOU at {what} {top['value']:g}: {top['miou']:.3f}"
+    text += f" (the best in {top['best']:.0%} of the resamples of the radiographs); from worst to best {spread:.3f}. "
+    ours = rows.loc[np.isclose(rows["value"], claimed)]
+    if ours.empty:
+        return text + f"The paper's best, {claimed:g}, is not among the values."
+    return text + f"The paper's best, {claimed:g}, is the best here in {ours['best'].iloc[0]:.0%} of the resamples."
+
+
+def difference_sentences(table: pd.DataFrame) -> str:
+    """Says in words, as Markdown, which differences stand out against another seed and against other radiographs."""
+    lines = []
+    for row in table.to_dict("records"):
+        seeds = interval_verdict(row["seed_low"], row["seed_high"])
+        images = interval_verdict(row["image_low"], row["image_high"])
+        lines.append(
+            f"- {row['comparison']}: {row['difference']:+.3f}; over {row['seeds']} seeds {row['seed_low']:+.3f} to "
+            f"{row['seed_high']:+.3f} ({seeds}); over radiographs {row['image_low']:+.3f} to {row['image_high']:+.3f} "
+            f"({images})."
+        )
+    return "\n".join(lines)
+
+
+def interval_verdict(low: float, high: float) -> str:
+    """Says in words on which side of 0 an interval lies."""
+    if low > 0:
+        return "higher"
+    return "lower" if high < 0 else "no difference shown"

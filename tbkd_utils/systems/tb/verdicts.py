@@ -1,4 +1,4 @@
-"""What reproduced: a verdict for every artefact of the paper, computed from the run's own numbers."""
+"""What reproduced: a verdict for every artifact of the paper, computed from the run's own numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,20 +6,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from tbkd_utils.experiments.comparisons import student_minus_teacher
+from tbkd_utils.experiments.curvature import ratio_table
 from tbkd_utils.experiments.evaluation import Localization, probabilities
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.grid import STUDENT
-from tbkd_utils.experiments.trained import TrainedClassifier
+from tbkd_utils.experiments.trained import TrainedNetwork
 from tbkd_utils.metrics.statistics import bootstrap_interval
-from tbkd_utils.systems.tb.tables import (
-    TABLE_1,
-    TABLE_2,
-    TABLE_3,
-    TABLE_4,
-    comparability,
-    ratio_table,
-    student_minus_teacher,
-)
+from tbkd_utils.systems.tb.grid import STUDENT
+from tbkd_utils.systems.tb.paper import TABLE_1, TABLE_2, TABLE_3, TABLE_4, comparability
 
 HOLDS, FAILS, OPEN = "yes", "no", "not shown"
 SURE = 0.95
@@ -35,18 +29,18 @@ class Evidence:
         trained: Teacher and student, by name.
         located: Their boxes and scores, by name.
         sizes: From `curvature.size_rows`.
-        arms: From `ablations.arm_table`.
-        differences: From `ablations.difference_table`.
-        temperatures: From `ablations.curve_rows` over temperatures.
-        alphas: From `ablations.curve_rows` over alphas.
-        reasons: Why nothing can be set against the paper's numbers; from `report.comparability`.
+        conditions: From `tables.condition_table`.
+        differences: From `comparisons.difference_table`.
+        temperatures: From `comparisons.curve_rows` over temperatures.
+        alphas: From `comparisons.curve_rows` over alphas.
+        reasons: Why nothing can be set against the paper's numbers; from `paper.comparability`.
     """
 
     experiment: Experiment
-    trained: Mapping[str, TrainedClassifier]
+    trained: Mapping[str, TrainedNetwork]
     located: Mapping[str, Localization]
     sizes: pd.DataFrame
-    arms: pd.DataFrame
+    conditions: pd.DataFrame
     differences: pd.DataFrame
     temperatures: pd.DataFrame
     alphas: pd.DataFrame
@@ -56,24 +50,24 @@ class Evidence:
         object.__setattr__(self, "reasons", comparability(self.experiment))
 
 
-def verdicts(evidence: Evidence) -> pd.DataFrame:
+def verdict_table(evidence: Evidence) -> pd.DataFrame:
     """Returns one row per claim of the paper.
 
     A claim is a direction: it holds here if the 95% interval of our number lies on its side of the boundary, fails if
     it lies on the other side, and is otherwise not shown. Only an experiment like the paper's can reproduce it.
 
     Returns:
-        Columns artefact, claim (with the paper's number), here (ours with its interval), holds here (`yes`, `no`,
+        Columns artifact, claim (with the paper's number), here (ours with its interval), holds here (`yes`, `no`,
         `not shown`), verdict (`reproduced`, `not reproduced`, `not comparable`).
     """
     rows = [*_curvature(evidence.sizes), *_localization(evidence), *_classification(evidence)]
-    seed_std = float(evidence.arms.set_index("arm")["sample_std"].get(STUDENT, np.nan))
-    seed = evidence.experiment.recipe.statistics_seed
+    seed_std = float(evidence.conditions.set_index("condition")["sample_std"].get(STUDENT, np.nan))
+    seed = evidence.experiment.recipe.statistics.statistics_seed
     rows += [
         _best("Figure 8", "temperature", 2.0, evidence.temperatures, seed_std, seed),
         _best("Figure 9", "alpha", 0.75, evidence.alphas, seed_std, seed),
     ]
-    table = pd.DataFrame(rows, columns=["artefact", "claim", "here", "holds here"])
+    table = pd.DataFrame(rows, columns=["artifact", "claim", "here", "holds here"])
     if evidence.reasons:
         return table.assign(verdict="not comparable")
     return table.assign(verdict=np.where(table["holds here"] == HOLDS, "reproduced", "not reproduced"))
@@ -92,16 +86,16 @@ def _curvature(sizes: pd.DataFrame) -> list[tuple]:
         "eigenvalue": ("Table 1, Figure 7", "largest eigenvalue", TABLE_1["teacher"][0] / TABLE_1["student"][0]),
         "trace": ("Table 2", "trace", TABLE_2["teacher"] / TABLE_2["student"]),
     }
-    for quantity, (artefact, name, ratio) in paper.items():
+    for quantity, (artifact, name, ratio) in paper.items():
         row = table[(table["quantity"] == quantity) & (table["size"] == largest)].iloc[0]
         here = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f}, {largest} radiographs)"
         claim = f"the teacher's {name} is larger than the student's: {ratio:.1f} times"
-        rows.append((artefact, claim, here, _side(row["low"], row["high"], 1)))
+        rows.append((artifact, claim, here, _side(row["low"], row["high"], 1)))
     return rows
 
 
 def _localization(evidence: Evidence) -> list[tuple]:
-    seed = evidence.experiment.recipe.seed
+    seed = evidence.experiment.recipe.training.seed
     pair = student_minus_teacher(evidence.located["teacher"], evidence.located["student"])
     score = pair.set_index("metric").loc["score"].to_dict()
     claimed = TABLE_3[42]["student"] - TABLE_3[42]["teacher"]
@@ -118,10 +112,10 @@ def _localization(evidence: Evidence) -> list[tuple]:
             other = row["comparison"].removeprefix("student - ")
             low, high = row["seed_low"], row["seed_high"]
             here = f"{row['difference']:+.3f} ({low:+.3f} to {high:+.3f} over {row['seeds']} seeds)"
-            artefact, claim = "Table 3", f"the student's mIOU is higher than the teacher's over seeds: {paper:+.3f}"
+            artifact, claim = "Table 3", f"the student's mIOU is higher than the teacher's over seeds: {paper:+.3f}"
             if other != "teacher":
-                artefact, claim = "control (ours)", f"the student's mIOU is higher than that of: {other}"
-            rows.append((artefact, claim, here, _side(low, high, 0)))
+                artifact, claim = "control (ours)", f"the student's mIOU is higher than that of: {other}"
+            rows.append((artifact, claim, here, _side(low, high, 0)))
     return rows
 
 
@@ -129,11 +123,11 @@ def _classification(evidence: Evidence) -> list[tuple]:
     experiment, rows = evidence.experiment, []
     recipe = experiment.recipe
     called = {name: probabilities(experiment, one) for name, one in evidence.trained.items()}
-    right = {name: (table["p_tb"] > 0.5) == (table["label"] == 1) for name, table in called.items()}
+    right = {name: (table["probability"] > 0.5) == (table["label"] == 1) for name, table in called.items()}
     tb = called["teacher"]["label"] == 1
     for metric, where in (("accuracy", tb | ~tb), ("sensitivity", tb)):
         difference = right["student"][where].astype(float) - right["teacher"][where].astype(float)
-        low, high = bootstrap_interval(difference, resamples=recipe.resamples, seed=recipe.statistics_seed)
+        low, high = bootstrap_interval(difference, **recipe.resampling)
         claimed = TABLE_4[metric]["student"] - TABLE_4[metric]["teacher"]
         claim = f"the student's {metric} is higher than the teacher's: {claimed:+.3f}"
         here = f"{difference.mean():+.3f} ({low:+.3f} to {high:+.3f} over radiographs)"
@@ -142,7 +136,7 @@ def _classification(evidence: Evidence) -> list[tuple]:
 
 
 def _best(
-    artefact: str, what: str, claimed: float, rows: pd.DataFrame, seed_std: float, statistics_seed: int = 0
+    artifact: str, what: str, claimed: float, rows: pd.DataFrame, seed_std: float, statistics_seed: int = 0
 ) -> tuple:
     """Whether the claimed value has the highest mIOU: sure of it over other radiographs and over other seeds.
 
@@ -152,7 +146,7 @@ def _best(
     claim = f"mIOU is highest at {what} {claimed:g}"
     ours = np.isclose(rows["value"], claimed)
     if not ours.any() or rows["best"].isna().any():
-        return artefact, claim, f"{what} {claimed:g} was not run", OPEN
+        return artifact, claim, f"{what} {claimed:g} was not run", OPEN
     top = float(rows["value"].iloc[int(rows["miou"].argmax())])
     shares = [float(rows.loc[ours, "best"].iloc[0])]
     here = f"highest at {top:g}; at {claimed:g} in {shares[0]:.0%} of resamples of the radiographs"
@@ -165,4 +159,4 @@ def _best(
         here += "; the seeds' spread is unknown"
     sure = min(shares) >= SURE and len(shares) == 2
     ruled_out = max(shares) <= 1 - SURE and len(shares) == 2
-    return artefact, claim, here, HOLDS if sure else FAILS if ruled_out else OPEN
+    return artifact, claim, here, HOLDS if sure else FAILS if ruled_out else OPEN

@@ -10,7 +10,7 @@ from torch import nn
 
 from tbkd_utils.experiments.evaluation import localization
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.trained import train_student, train_teacher
+from tbkd_utils.experiments.trained import train
 from tbkd_utils.systems.tb import exercises
 from tbkd_utils.systems.tb.exercises import by_lesion_size, quadratic_check, split_halves
 
@@ -31,7 +31,10 @@ def test_radiographs_are_grouped_by_their_largest_lesion() -> None:
 
 
 def test_real_radiographs_are_grouped(smoke: Experiment) -> None:
-    found = {"teacher": localization(smoke, train_teacher(smoke)), "student": localization(smoke, train_student(smoke))}
+    found = {
+        "teacher": localization(smoke, train(smoke, "teacher")),
+        "student": localization(smoke, train(smoke, "student")),
+    }
     table = by_lesion_size(found)
     assert table.groupby("network")["radiographs"].sum().tolist() == [8, 8]
     weighted = (table["score"] * table["radiographs"])[table["network"] == "student"].sum() / 8

@@ -9,7 +9,7 @@ import pytest
 from tbkd_utils.data.check import DatasetReport, check_dataset
 from tbkd_utils.experiments.evaluation import Localization, classification, localization, probabilities
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.trained import TrainedClassifier, train_student, train_teacher
+from tbkd_utils.experiments.trained import TrainedNetwork, train
 from tbkd_utils.systems.tb.sentences import (
     box_sentences,
     data_sentences,
@@ -22,12 +22,12 @@ from tbkd_utils.systems.tb.sentences import (
 
 
 @pytest.fixture(scope="module")
-def networks(smoke: Experiment) -> dict[str, TrainedClassifier]:
-    return {"teacher": train_teacher(smoke), "student": train_student(smoke)}
+def networks(smoke: Experiment) -> dict[str, TrainedNetwork]:
+    return {"teacher": train(smoke, "teacher"), "student": train(smoke, "student")}
 
 
 @pytest.fixture(scope="module")
-def found(smoke: Experiment, networks: dict[str, TrainedClassifier]) -> dict[str, Localization]:
+def found(smoke: Experiment, networks: dict[str, TrainedNetwork]) -> dict[str, Localization]:
     return {name: localization(smoke, network) for name, network in networks.items()}
 
 
@@ -47,7 +47,7 @@ def test_the_data_are_counted(smoke: Experiment, report: DatasetReport) -> None:
 def test_what_is_absent_or_wrong_is_said(smoke: Experiment, report: DatasetReport) -> None:
     images = report.images.assign(present=[False, *[True] * 47])
     broken = dataclasses.replace(report, images=images, boxes=report.boxes[:0], problems=("a", "b"))
-    text = data_sentences(broken, smoke.changed(monitor="train"))
+    text = data_sentences(broken, smoke.changed(early_stopping_on="train"))
     assert "47 radiographs are there" in text
     assert "1 that the lists name are absent" in text
     assert "boxes cover" not in text
@@ -58,8 +58,8 @@ def test_what_is_absent_or_wrong_is_said(smoke: Experiment, report: DatasetRepor
 def test_the_teacher_is_summed_up(smoke: Experiment, networks: dict, found: dict[str, Localization]) -> None:
     teacher, table = networks["teacher"], classification(smoke, networks["teacher"])
     text = teacher_sentences(teacher, table, found["teacher"])
-    best = teacher.history["monitored_loss"].min()
-    assert f"Epoch {int(teacher.history['monitored_loss'].argmin()) + 1} of 2 is kept" in text
+    best = teacher.history["validation_loss"].min()
+    assert f"Epoch {int(teacher.history['validation_loss'].argmin()) + 1} of 2 is kept" in text
     assert f"is {best:.3f}." in text
     auc = table.set_index("metric").loc["auc"]
     assert f"AUC {auc['value']:.3f} ({auc['low']:.3f} to {auc['high']:.3f})" in text
@@ -72,9 +72,9 @@ def test_the_teacher_is_summed_up(smoke: Experiment, networks: dict, found: dict
 def test_accuracy_is_compared_in_pairs(
     smoke: Experiment, networks: dict, monkeypatch: pytest.MonkeyPatch, right: str, verdict: str
 ) -> None:
-    def called(experiment: Experiment, trained: TrainedClassifier) -> pd.DataFrame:
+    def called(experiment: Experiment, trained: TrainedNetwork) -> pd.DataFrame:
         rows = probabilities(experiment, trained)
-        return rows.assign(p_tb=rows["label"] if right in (trained.role, "both") else 1 - rows["label"])
+        return rows.assign(probability=rows["label"] if right in (trained.role, "both") else 1 - rows["label"])
 
     monkeypatch.setattr("tbkd_utils.systems.tb.sentences.probabilities", called)
     text = student_sentences(smoke, networks["teacher"], networks["student"])
@@ -100,7 +100,7 @@ def test_boxes_and_thresholds_are_counted(found: dict[str, Localization]) -> Non
     ("low", "high", "says"), [(0.1, 0.3, "more than"), (0.0, 0.01, "less than"), (0, 1, "as much")]
 )
 def test_the_shortcut_follows_the_interval(low: float, high: float, says: str) -> None:
-    row = {"network": "teacher", "energy": 0.2, "low": low, "high": high, "token_area": 0.05, "n": 9}
+    row = {"network": "teacher", "energy": 0.2, "low": low, "high": high, "marker_area": 0.05, "n": 9}
     text = shortcut_sentences(pd.DataFrame([row]))
     assert f"5.00%: {says}" in text
     assert "No shortcut is known" in shortcut_sentences(pd.DataFrame([row])[:0])
@@ -132,7 +132,7 @@ def test_the_rise_follows_its_standard_error(rise: float, says: str) -> None:
 def test_verdicts_are_counted() -> None:
     table = pd.DataFrame(
         {
-            "artefact": ["Table 4", "Table 4", "Figure 8"],
+            "artifact": ["Table 4", "Table 4", "Figure 8"],
             "holds here": ["not shown", "not shown", "yes"],
             "verdict": ["not comparable"] * 3,
         }

@@ -10,48 +10,44 @@ import pytest
 import tiny_dataset as tiny
 
 from tbkd_utils.data.records import Radiograph
-from tbkd_utils.experiments.evaluation import EvaluationError, Localization, classification, localization
+from tbkd_utils.errors import UsageError
+from tbkd_utils.experiments.comparisons import localization_table, student_minus_teacher
+from tbkd_utils.experiments.evaluation import Localization, classification, localization
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.recipe import Recipe
-from tbkd_utils.experiments.trained import train_student, train_teacher
+from tbkd_utils.experiments.trained import train
 from tbkd_utils.metrics.classification import METRICS, metrics_from_counts
 from tbkd_utils.metrics.statistics import across_seeds, bootstrap_interval, paired_permutation_test
-from tbkd_utils.systems.tb.tables import (
-    LEFT_OPEN,
-    NETWORKS,
-    STATED,
-    TABLE_3,
-    TABLE_4,
-    comparability,
-    left_open,
-    localization_table,
-    split_table,
-    student_minus_teacher,
-    summary_sentences,
-    table_3,
-    table_4,
-)
+from tbkd_utils.systems.tb.paper import LEFT_OPEN, STATED, TABLE_3, TABLE_4, comparability, left_open
+from tbkd_utils.systems.tb.sentences import summary_sentences
+from tbkd_utils.systems.tb.tables import split_table, table_3, table_4
 
 
 @pytest.fixture(scope="module")
 def found(smoke: Experiment) -> dict[str, Localization]:
-    return {network.role: localization(smoke, network) for network in (train_teacher(smoke), train_student(smoke))}
+    return {
+        network.role: localization(smoke, network) for network in (train(smoke, "teacher"), train(smoke, "student"))
+    }
 
 
 @pytest.fixture(scope="module")
 def classified(smoke: Experiment) -> dict[str, pd.DataFrame]:
-    return {network.role: classification(smoke, network) for network in (train_teacher(smoke), train_student(smoke))}
+    return {
+        network.role: classification(smoke, network) for network in (train(smoke, "teacher"), train(smoke, "student"))
+    }
 
 
 def in_paper_setting(tmp_path: Path, **overrides) -> Experiment:
     """The `paper` recipe as if on the whole of TBX11K."""
-    experiment = Experiment.open("paper", tiny.write_tbx11k(tmp_path / "TBX11K"), tmp_path, overrides)
 
     def records(no_tb: int, tb: int) -> list[Radiograph]:
         return [Radiograph(Path(f"{i}.png"), int(i >= no_tb), np.empty((0, 4)), "TBX11K") for i in range(no_tb + tb)]
 
-    experiment.__dict__.update(listed_train_records=records(6000, 600), test_records=records(1600, 200))
-    return experiment
+    class Whole(Experiment):
+        listed_train_records = records(6000, 600)
+        test_records = records(1600, 200)
+
+    return Whole.open("paper", tiny.write_tbx11k(tmp_path / "TBX11K"), tmp_path, overrides)
 
 
 # --- the paper's numbers ------------------------------------------------------------------------------------------
@@ -60,7 +56,6 @@ def in_paper_setting(tmp_path: Path, **overrides) -> Experiment:
 def test_table_3_is_the_papers() -> None:
     printed = {0: (0.1814, 0.2355), 1: (0.1324, 0.1190), 42: (0.1482, 0.2428), 1234: (0.1154, 0.2651)}
     assert {seed: (row["teacher"], row["student"]) for seed, row in TABLE_3.items()} == printed
-    assert NETWORKS == ("teacher", "student")
 
 
 @pytest.mark.parametrize(("network", "mean", "std"), [("teacher", 0.1443, 0.0243), ("student", 0.2156, 0.0568)])
@@ -126,7 +121,10 @@ def test_table_3_keeps_its_interval_under_other_averaging(found) -> None:
 def test_table_4_sets_both_networks_beside_the_paper(classified) -> None:
     table = table_4(classified)
     parts = ("", " low", " high", " paper")
-    assert table.columns.tolist() == ["metric", *(f"{network}{part}" for network in NETWORKS for part in parts)]
+    assert table.columns.tolist() == [
+        "metric",
+        *(f"{network}{part}" for network in ("teacher", "student") for part in parts),
+    ]
     assert table["metric"].tolist() == list(TABLE_4)
     assert table["student paper"].tolist() == [0.9850, 0.9954, 0.9800, 0.9856, 0.9462, 0.9828]
     for network, summary in classified.items():
@@ -137,7 +135,9 @@ def test_table_4_sets_both_networks_beside_the_paper(classified) -> None:
 
 def test_the_localization_table_holds_every_metric_of_both_networks(found) -> None:
     table = localization_table(found).set_index("metric")
-    assert list(table.columns) == [f"{network}{part}" for network in NETWORKS for part in ("", " low", " high")]
+    assert list(table.columns) == [
+        f"{network}{part}" for network in ("teacher", "student") for part in ("", " low", " high")
+    ]
     for network, one in found.items():
         summary = one.summary.set_index("metric")
         assert list(table.index) == list(summary.index)
@@ -147,25 +147,30 @@ def test_the_localization_table_holds_every_metric_of_both_networks(found) -> No
 
 def test_the_split_table_counts_what_is_used(smoke: Experiment) -> None:
     table = split_table(smoke).set_index("use")
-    assert table.index.tolist() == ["train", "monitor", "test"]
+    assert table.index.tolist() == ["train", "validation", "test"]
     assert table["from"].tolist() == ["train", "train", "val"]
     assert table["TB"].tolist() == [12, 4, 8]
     assert table["no TB"].tolist() == [12, 4, 8]
-    assert table.loc[["train", "monitor"], "boxes"].sum() == sum(len(r.boxes) for r in smoke.train_records)
+    assert table.loc[["train", "validation"], "boxes"].sum() == sum(len(r.boxes) for r in smoke.train_records)
     assert table["boxes outside the crop"].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
-    ("monitor", "expected"),
+    ("stopping", "expected"),
     [
-        ("val", [("train", "train", 3, 1, 2, 1), ("monitor", "val", 1, 1, 1, 0), ("test", "val", 1, 1, 1, 0)]),
+        (
+            "test",
+            [("train", "train", 3, 1, 2, 1), ("validation", "val", 1, 1, 1, 0), ("test", "val", 1, 1, 1, 0)],
+        ),
         ("train", [("train", "train", 3, 1, 2, 1), ("test", "val", 1, 1, 1, 0)]),
     ],
 )
-def test_the_split_table_names_the_monitor_and_counts_copies(tmp_path: Path, monitor: str, expected: list) -> None:
+def test_the_split_table_names_the_validation_split_and_counts_copies(
+    tmp_path: Path, stopping: str, expected: list
+) -> None:
     root = tiny.write_tbx11k(tmp_path / "TBX11K")
     (root / "imgs/sick/s0001.png").write_bytes((root / "imgs/health/h0009.png").read_bytes())
-    settings = {"monitor": monitor, "resize": 40, "crop": 40}
+    settings = {"early_stopping_on": stopping, "resize": 40, "crop": 40}
     table = split_table(Experiment.open("paper", root, tmp_path, settings))
     columns = ["use", "from", "TB", "no TB", "boxes", "copies left out"]
     assert list(table[columns].itertuples(index=False, name=None)) == expected
@@ -173,7 +178,11 @@ def test_the_split_table_names_the_monitor_and_counts_copies(tmp_path: Path, mon
 
 def test_boxes_outside_the_crop_are_counted(tmp_path: Path) -> None:
     root = tiny.write_tbx11k(tmp_path / "TBX11K")
-    settings = {"monitor": "train", "resize": 48, "crop": 16}  # of 64 x 48, columns 24-40 and rows 16-32 are kept
+    settings = {
+        "early_stopping_on": "train",
+        "resize": 48,
+        "crop": 16,
+    }  # of 64 x 48, columns 24-40 and rows 16-32 are kept
     table = split_table(Experiment.open("paper", root, tmp_path, settings)).set_index("use")
     assert table["boxes"].tolist() == [2, 1]
     assert table["boxes outside the crop"].tolist() == [1, 0]
@@ -186,18 +195,18 @@ def test_what_is_left_open_is_answered_by_settings_of_the_recipe(smoke: Experime
     table = left_open(smoke)
     assert table["left open by the paper"].tolist() == list(LEFT_OPEN)
     for (_, used), names in zip(table.itertuples(index=False, name=None), LEFT_OPEN.values(), strict=True):
-        assert used == ", ".join(f"{name} = {smoke.recipe.part(*PARTS)[name]}" for name in names)
+        assert used == ", ".join(f"{name} = {smoke.recipe.flat(*PARTS)[name]}" for name in names)
 
 
-PARTS = ("data", "pixels", "training", "distillation", "heatmaps", "scores")
+PARTS = ("data", "pixels", "training", "distillation", "evaluation", "heatmaps", "scores")
 
 
 def test_the_lists_of_settings_name_real_fields_and_miss_none_behind_a_score() -> None:
-    fields = set(Recipe().part(*PARTS))
+    fields = set(Recipe().flat(*PARTS))
     opened = {name for names in LEFT_OPEN.values() for name in names}
     assert opened <= fields
     assert set(STATED) <= fields
-    assert set(Recipe().part("heatmaps", "scores")) <= opened
+    assert set(Recipe().flat("evaluation", "heatmaps", "scores")) <= opened
 
 
 def test_the_defaults_of_a_recipe_are_the_values_that_the_paper_states() -> None:
@@ -205,8 +214,8 @@ def test_the_defaults_of_a_recipe_are_the_values_that_the_paper_states() -> None
         "resize": 256, "randaugment_ops": 2, "randaugment_magnitude": 9, "learning_rate": 1e-3, "weight_decay": 1e-4,
         "batch_size": 64, "epochs": 100, "patience": 10, "temperature": 2.0, "alpha": 0.75,
     }  # fmt: skip
-    assert {name: getattr(Recipe(), name) for name in STATED} == stated
-    assert (Recipe().backbone, Recipe().crop) == ("resnet50", 224)
+    assert {name: Recipe().flat()[name] for name in STATED} == stated
+    assert (Recipe().training.network, Recipe().pixels.crop) == ("resnet50", 224)
 
 
 # --- comparability --------------------------------------------------------------------------------------------------
@@ -219,7 +228,7 @@ def test_the_paper_recipe_on_all_of_tbx11k_is_comparable(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        ({"backbone": "resnet18"}, "the network is resnet18, not ResNet-50"),
+        ({"network": "resnet18"}, "the network is resnet18, not ResNet-50"),
         ({"crop": 160}, "the input is 160 px, not 224"),
         ({"weights": "none"}, "random weights"),
         ({"epochs": 6}, "settings differ from the paper's (epochs is 6, not 100)"),
@@ -232,7 +241,7 @@ def test_each_departure_from_the_paper_is_a_reason(tmp_path: Path, overrides: di
 
 
 @pytest.mark.parametrize(
-    "overrides", [{"seed": 1}, {"monitor": "holdout"}, {"threshold": 0.4}, {"weights": "imagenet1k_v2"}]
+    "overrides", [{"seed": 1}, {"early_stopping_on": "holdout"}, {"threshold": 0.4}, {"weights": "imagenet1k_v2"}]
 )
 def test_what_the_paper_leaves_open_is_no_departure(tmp_path: Path, overrides: dict) -> None:
     assert comparability(in_paper_setting(tmp_path, **overrides)) == []
@@ -277,9 +286,9 @@ def test_student_minus_teacher_is_paired_by_radiograph(smoke: Experiment) -> Non
         assert row["low"] < row["difference"] < row["high"]
         assert row["p"] < 0.01
         assert row["n"] == 30
-    low, high = bootstrap_interval(student - teacher, resamples=smoke.recipe.resamples, seed=0)
+    low, high = bootstrap_interval(student - teacher, resamples=smoke.recipe.statistics.resamples, seed=0)
     assert results[0].loc[0, ["low", "high"]].tolist() == pytest.approx([low, high])
-    p = paired_permutation_test(student, teacher, resamples=5 * smoke.recipe.resamples, seed=0)
+    p = paired_permutation_test(student, teacher, resamples=5 * smoke.recipe.statistics.resamples, seed=0)
     assert results[0].loc[0, "p"] == pytest.approx(p)
 
 
@@ -289,15 +298,15 @@ def test_only_radiographs_scored_for_both_are_compared(smoke: Experiment) -> Non
     row = student_minus_teacher(teacher, student).iloc[0]
     assert row["n"] == 2
     assert row["difference"] == pytest.approx(0.05)
-    with pytest.raises(EvaluationError, match="no radiograph is scored for both"):
+    with pytest.raises(UsageError, match="no radiograph is scored for both"):
         student_minus_teacher(teacher, scored(smoke, [0.8], ["d"]))
 
 
 @pytest.mark.parametrize(
     ("shift", "verdict", "sign"),
     [
-        (0.05, "student localises better", "+0.05"),
-        (-0.05, "student localises worse", "-0.05"),
+        (0.05, "student localizes better", "+0.05"),
+        (-0.05, "student localizes worse", "-0.05"),
         (0.0, "do not show a difference", ""),
     ],
 )
@@ -311,7 +320,7 @@ def test_the_verdict_follows_the_interval(smoke: Experiment, shift: float, verdi
     assert f"difference {row['difference']:+.3f}" in lines[1]
     assert f"{row['low']:+.3f} to {row['high']:+.3f}" in lines[1]
     assert sign in lines[1]
-    verdicts = ["localises better", "localises worse", "do not show a difference"]
+    verdicts = ["localizes better", "localizes worse", "do not show a difference"]
     assert sum(one in text for one in verdicts) == 1
 
 

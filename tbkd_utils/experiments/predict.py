@@ -11,20 +11,16 @@ from tbkd_utils.data.cache import Samples
 from tbkd_utils.data.dicom import is_dicom
 from tbkd_utils.data.files import find_radiographs, read_radiograph
 from tbkd_utils.data.geometry import Geometry
-from tbkd_utils.data.images import to_grey
-from tbkd_utils.errors import TbkdError
-from tbkd_utils.experiments.evaluation import activation_maps, tb_probabilities
+from tbkd_utils.data.images import to_gray
+from tbkd_utils.errors import TbkdError, UsageError
+from tbkd_utils.experiments.evaluation import activation_maps, class_probabilities
 from tbkd_utils.experiments.recipe import Recipe
-from tbkd_utils.experiments.trained import TrainedClassifier, training_min_area
+from tbkd_utils.experiments.trained import TrainedNetwork, training_min_area
 from tbkd_utils.localization.boxes import Boxes, boxes_from_heatmap
-from tbkd_utils.localization.gradcam import upsample
+from tbkd_utils.localization.heatmaps import upsample
 
 CHUNK = 8  # batches of radiographs whose crops are in memory at a time
 DARK = 64  # an image whose brightest pixel is below this (of 255) is pointed out
-
-
-class LocateError(TbkdError, ValueError):
-    """A setting under which no box can be drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +31,9 @@ class Finding:
         name: The file, relative to the folder that was given, with forward slashes.
         path: The file.
         geometry: The way from its pixels to the network's and back.
-        p_tb: Probability of TB, 0 to 1.
+        probability: Probability of TB, 0 to 1.
         boxes: (k, 4) float32 xyxy in pixels of the file, inside the image; k may be 0.
-        map: float32 (h, w), Grad-CAM at the layer's resolution, not normalised.
+        map: float32 (h, w), Grad-CAM at the layer's resolution, not normalized.
         recipe: The settings behind it.
         dicom: Whether it is a DICOM file.
         note: What the reader of the result should know about the file; empty if nothing.
@@ -46,7 +42,7 @@ class Finding:
     name: str
     path: Path
     geometry: Geometry
-    p_tb: float
+    probability: float
     boxes: Boxes
     map: np.ndarray = field(repr=False)
     recipe: Recipe = field(repr=False)
@@ -55,8 +51,8 @@ class Finding:
 
     @cached_property
     def heatmap(self) -> np.ndarray:
-        """The map at the resolution of the network's input, float32 (crop, crop), not normalised."""
-        return upsample(self.map[None], (self.geometry.crop, self.geometry.crop), self.recipe.cam_upsampling)[0]
+        """The map at the resolution of the network's input, float32 (crop, crop), not normalized."""
+        return upsample(self.map[None], (self.geometry.crop, self.geometry.crop), self.recipe.scores.cam_upsampling)[0]
 
     @property
     def seen(self) -> np.ndarray:
@@ -81,14 +77,14 @@ class Located:
     findings: tuple[Finding, ...]
     failures: tuple[tuple[str, str], ...]
     others: int
-    trained: TrainedClassifier = field(repr=False)
+    trained: TrainedNetwork = field(repr=False)
     min_area: float
     min_probability: float
 
 
 def locate(
     paths: str | Path | Iterable[str | Path],
-    trained: TrainedClassifier,
+    trained: TrainedNetwork,
     *,
     threshold: float | None = None,
     min_area: float | None = None,
@@ -99,18 +95,18 @@ def locate(
 ) -> Located:
     """Finds TB in radiographs from anywhere; nothing is written.
 
-    Every file goes the way of the series' own radiographs: grey, resize, centre crop, network, Grad-CAM, Algorithm 1.
+    Every file goes the way of the series' own radiographs: gray, resize, center crop, network, Grad-CAM, Algorithm 1.
     The boxes are then taken back to the pixels of the file. A heatmap is scaled to its own maximum, so that a healthy
     radiograph gets boxes too: look at the probability, or set `min_probability`.
 
     Args:
         paths: A file, a folder with all that is below it, or several; see `find_radiographs`.
-        trained: The network, from `train_student` or `open_trained`.
-        threshold: Share of the normalised heatmap, in [0, 1]; None for the recipe's.
+        trained: The network, from `train_student` or `load_trained`.
+        threshold: Share of the normalized heatmap, in [0, 1]; None for the recipe's.
         min_area: The smallest box that counts, in square pixels of the network's input; None for what the network's
             training boxes give.
         min_probability: Radiographs with a lower probability of TB get no box.
-        data: The dataset that the network learnt from, where its folder does not note its boxes' areas.
+        data: The dataset that the network learned from, where its folder does not note its boxes' areas.
         leave_out: Folders that are not looked into.
         progress: Called with the number of files that are done, and of all.
 
@@ -118,24 +114,23 @@ def locate(
         One finding per readable file; one failure per other.
 
     Raises:
-        IntakeError: Something does not exist, or there is no radiograph.
-        RecipeError: The threshold is out of range.
-        LocateError: Another setting is.
-        ReopenError: The minimum area is not known.
+        DataError: Something does not exist, or there is no radiograph.
+        SettingsError: The threshold is out of range.
+        UsageError: Another setting is.
+        RunError: The minimum area is not known.
     """
     recipe = trained.recipe if threshold is None else trained.recipe.changed(threshold=threshold)
     if not 0 <= min_probability <= 1:
-        raise LocateError(f"min_probability is {min_probability}: expected a probability, 0 to 1.")
-    if min_area is not None and not 0 <= min_area < recipe.crop**2:
-        raise LocateError(
-            f"min_area is {min_area}: expected square pixels of the network's input, 0 to {recipe.crop**2}."
-        )
+        raise UsageError(f"min_probability is {min_probability}: expected a probability, 0 to 1.")
+    largest = recipe.evaluation_scale[1] ** 2
+    if min_area is not None and not 0 <= min_area < largest:
+        raise UsageError(f"min_area is {min_area}: expected square pixels of the network's input, 0 to {largest}.")
     intake = find_radiographs(paths, leave_out)
     area = training_min_area(trained, data) if min_area is None else float(min_area)
-    trained = TrainedClassifier(trained.role, recipe, trained.run)
+    trained = TrainedNetwork(trained.role, recipe, trained.run)
     findings: list[Finding] = []
     failures = list(intake.problems)
-    step = CHUNK * recipe.eval_batch_size
+    step = CHUNK * recipe.execution.eval_batch_size
     for start in range(0, len(intake.files), step):
         inputs: list[_Input] = []
         for number, (name, path) in enumerate(intake.files[start : start + step], start=start + 1):
@@ -165,8 +160,8 @@ class _Input:
 
 
 def _input(name: str, path: Path, recipe: Recipe) -> _Input:
-    image = to_grey(read_radiograph(path))
-    geometry = Geometry(image.shape[0], image.shape[1], recipe.resize, recipe.crop)
+    image = to_gray(read_radiograph(path))
+    geometry = Geometry(image.shape[0], image.shape[1], *recipe.evaluation_scale)
     brightest = int(image.max())
     note = (
         f"very dark: its brightest pixel is {brightest} of 255, as when 12 bits are stored in 16; scale it to the full "
@@ -178,28 +173,28 @@ def _input(name: str, path: Path, recipe: Recipe) -> _Input:
 
 
 def _findings(
-    inputs: Sequence[_Input], trained: TrainedClassifier, min_area: float, min_probability: float
+    inputs: Sequence[_Input], trained: TrainedNetwork, min_area: float, min_probability: float
 ) -> list[Finding]:
     """The same steps, in batches of the same size, as the series takes with its test set."""
     recipe, nothing = trained.recipe, np.zeros((0, 4), np.float32)
     samples = Samples(
         names=tuple(one.name for one in inputs),
         sources=("",) * len(inputs),
-        labels=np.zeros(len(inputs), dtype=np.int64),  # not known, and not used
+        targets=np.zeros(len(inputs), dtype=np.int64),  # not known, and not used
         pixels=np.stack([one.pixels for one in inputs]),  # (n, crop, crop)
         boxes=(nothing,) * len(inputs),
         areas=(np.empty(0),) * len(inputs),
         geometries=tuple(one.geometry for one in inputs),
     )
-    p_tb = tb_probabilities(recipe, trained, samples)  # (n,)
-    maps = activation_maps(recipe, trained, samples)  # (n, h, w)
-    heatmaps = upsample(maps, samples.size, recipe.cam_upsampling)  # (n, crop, crop)
+    probability = class_probabilities(trained, samples)  # (n,)
+    maps = activation_maps(trained, samples, recipe)  # (n, h, w)
+    heatmaps = upsample(maps, samples.size, recipe.scores.cam_upsampling)  # (n, crop, crop)
     findings = []
-    for one, p, cam, heatmap in zip(inputs, p_tb, maps, heatmaps, strict=True):
+    for one, p, cam, heatmap in zip(inputs, probability, maps, heatmaps, strict=True):
         found = nothing
         if p >= min_probability:
             found = boxes_from_heatmap(
-                heatmap, recipe.threshold, min_area, area=recipe.area, method=recipe.normalisation
+                heatmap, recipe.scores.threshold, min_area, area=recipe.scores.area, method=recipe.scores.normalization
             )
         boxes = _inside(one.geometry, found)
         findings.append(

@@ -13,16 +13,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.errors import ModelError, TbkdError
 from tbkd_utils.localization.boxes import boxes_from_heatmap
-from tbkd_utils.localization.gradcam import (
-    HeatmapError,
+from tbkd_utils.localization.heatmaps import (
     channel_contributions,
-    class_activation_maps,
-    heatmaps,
+    compute_heatmaps,
+    flipped,
+    fused,
+    grad_cam,
+    multi_scale,
     upsample,
 )
-from tbkd_utils.models.networks import BackboneError, build_classifier
+from tbkd_utils.models.networks import NETWORKS, Network, build_network
 
 
 class Tiny(nn.Module):
@@ -35,12 +37,27 @@ class Tiny(nn.Module):
         self.act = nn.ReLU(inplace=True)
         self.fc = nn.Linear(channels, classes)
 
-    @property
-    def layer4(self):
-        return self.act
-
     def forward(self, images):
         return self.fc(self.act(self.norm(self.conv(images))).mean(dim=(2, 3)))
+
+
+TINY = Network(lambda outputs: Tiny(classes=outputs), head="fc", features="act", pooled_linear=True)
+
+
+def declared(model):
+    """What the registry, or this file, says of a network."""
+    if isinstance(model, Tiny):
+        return TINY
+    return NETWORKS["resnet18" if hasattr(model, "layer4") else "efficientnet_lite0"]
+
+
+def class_activation_maps(model, images, target=1, *, layer="last_stage", relu=True, method="auto", batch_size=32):
+    cam = grad_cam(declared(model), target, layer=layer, relu=relu, method=method)
+    return compute_heatmaps(model, images, cam, batch_size=batch_size)
+
+
+def heatmaps(model, images, target=1, *, upsampling="bilinear", **options):
+    return upsample(class_activation_maps(model, images, target, **options), tuple(images.shape[2:]), upsampling)
 
 
 def seeded(make, seed=0):
@@ -61,7 +78,7 @@ def tiny():
 @pytest.fixture(scope="module", params=["resnet18", "efficientnet_lite0"])
 def network(request):
     """A network as it is used, its batch norm statistics far from the start, and the name of its last stage."""
-    model = build_classifier(request.param, "none" if request.param == "resnet18" else "imagenet", 0)
+    model = build_network(request.param, 2, "none" if request.param == "resnet18" else "imagenet", 0)
     if request.param == "resnet18":
         with torch.no_grad():
             for _ in range(3):
@@ -132,7 +149,7 @@ def test_real_networks_equal_the_definition(network, target, relu):
     images = pictures(3, 64, 96)
     expected = by_hooks(model, images, target, layer, relu)
     assert np.ptp(expected) > 1e-4  # a map that says something
-    for chosen in (None, "last_stage", layer, model.get_submodule(layer)):
+    for chosen in ("last_stage", layer):
         found = class_activation_maps(model, images, target, layer=chosen, relu=relu)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
@@ -140,7 +157,7 @@ def test_real_networks_equal_the_definition(network, target, relu):
 @pytest.mark.parametrize("layer", ["layer2", "layer3.1.bn2", "bn1", "conv1"])
 def test_other_layers_equal_the_definition(layer):
     """Also those whose output the next operation overwrites in place."""
-    model = build_classifier("resnet18", "none", 0)
+    model = build_network("resnet18", 2, "none", 0)
     images = pictures(2, 64, 64)
     expected = by_hooks(model, images, 1, layer, relu=False)
     found = class_activation_maps(model, images, 1, layer=layer, relu=False)
@@ -172,7 +189,7 @@ def test_the_same_at_any_batch_size(network, batch_size):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * expected.max())
 
 
-def test_an_image_does_not_depend_on_its_neighbours(network):
+def test_an_image_does_not_depend_on_its_neighbors(network):
     model, _ = network
     images = pictures(4, 64, 64)
     whole = class_activation_maps(model, images)
@@ -205,7 +222,7 @@ def test_the_model_is_left_as_it_was(mode, fails):
         "images": images.clone(),
     }
     if fails:
-        with pytest.raises(HeatmapError):
+        with pytest.raises(ModelError):
             heatmaps(model, images, target=5)
     else:
         heatmaps(model, images)
@@ -271,7 +288,7 @@ def test_upsampling_equals_captums(mode, size):
 
 
 def test_upsampling_by_hand():
-    """Pixel centres are what is aligned: half-way values lie at a quarter and at three quarters."""
+    """Pixel centers are what is aligned: half-way values lie at a quarter and at three quarters."""
     np.testing.assert_allclose(upsample(np.array([[[0.0, 4.0]]]), (1, 4)), [[[0, 1, 3, 4]]])
     np.testing.assert_allclose(upsample(np.array([[[0.0, 4.0]]]), (1, 4), "nearest"), [[[0, 0, 4, 4]]])
 
@@ -338,50 +355,38 @@ def test_heatmaps_pass_their_arguments_on(tiny):
 )  # fmt: skip
 def test_images_of_another_shape_or_type(tiny, function, images):
     message = f"float images (n, 3, H, W), n > 0; got {images.dtype} {tuple(images.shape)}"
-    with pytest.raises(HeatmapError, match=re.escape(message)):
+    with pytest.raises(ModelError, match=re.escape(message)):
         function(tiny, images)
 
 
 @pytest.mark.parametrize("target", [-1, -2, 2, 1000])
 def test_a_class_that_does_not_exist(tiny, target):
-    with pytest.raises(HeatmapError, match=f"Class {target} cannot be explained"):
+    with pytest.raises(ModelError, match=f"Class {target} cannot be explained"):
         class_activation_maps(tiny, pictures(), target)
 
 
 @pytest.mark.parametrize("layer", ["layer9", "conv.weight", "Conv", "act.0"])
 def test_a_layer_that_does_not_exist(tiny, layer):
-    with pytest.raises(HeatmapError, match=f"no layer '{layer}'"):
+    with pytest.raises(ModelError, match=f"no layer '{layer}'"):
         class_activation_maps(tiny, pictures(), layer=layer)
-
-
-def test_a_layer_of_another_network(tiny):
-    with pytest.raises(HeatmapError, match="Conv2d is no part of the network"):
-        class_activation_maps(tiny, pictures(), layer=seeded(Tiny).conv)
 
 
 @pytest.mark.parametrize("layer", ["fc", ""])
 def test_a_layer_without_maps(tiny, layer):
-    with pytest.raises(HeatmapError, match=f"layer '{layer}' gives no maps"):
+    with pytest.raises(ModelError, match=f"layer '{layer}' gives no maps"):
         class_activation_maps(tiny, pictures(), layer=layer)
 
 
-def test_a_network_whose_last_stage_is_not_known():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
-    with pytest.raises(BackboneError, match="cam_layer"):
-        class_activation_maps(model, pictures())
-    assert class_activation_maps(model, pictures(), layer="0").shape == (5, 30, 30)
-
-
 def test_errors_are_ones_that_the_user_can_mend():
-    assert issubclass(HeatmapError, TbkdError)
-    assert issubclass(HeatmapError, ValueError)
+    assert issubclass(ModelError, TbkdError)
+    assert issubclass(ModelError, ValueError)
 
 
 @pytest.mark.parametrize("target", [0, 1])
 def test_the_channels_add_up_to_the_map(network, target):
     model, _ = network
     image = pictures(1, 64, 64)
-    parts = channel_contributions(model, image, target)
+    parts = channel_contributions(model, image, declared(model), target)
     expected = class_activation_maps(model, image, target)[0]
     np.testing.assert_allclose(np.maximum(parts.sum(axis=0), 0), expected, rtol=1e-3, atol=1e-5 * expected.max())
 
@@ -390,7 +395,7 @@ def test_the_channels_by_hand(tiny):
     """Weight over positions, times what the layer puts out; the network keeps its mode and gets no gradient."""
     tiny.train()
     image = pictures(1)
-    parts = channel_contributions(tiny, image)
+    parts = channel_contributions(tiny, image, TINY)
     assert tiny.training
     assert all(p.grad is None for p in tiny.parameters())
     tiny.eval()
@@ -401,10 +406,119 @@ def test_the_channels_by_hand(tiny):
 
 
 @pytest.mark.parametrize(
-    ("shape", "target", "layer"), [((2, 3, 8, 8), 1, None), ((1, 3, 8, 8), 2, None), ((1, 3, 8, 8), 1, "fc")]
+    ("shape", "target", "layer"), [((2, 3, 8, 8), 1, "conv"), ((1, 3, 8, 8), 2, "conv"), ((1, 3, 8, 8), 1, "fc")]
 )
 def test_channels_that_do_not_exist_are_refused(tiny, shape, target, layer):
-    with pytest.raises(HeatmapError):
-        channel_contributions(tiny, torch.zeros(shape), target, layer=layer)
+    with pytest.raises(ModelError):
+        channel_contributions(tiny, torch.zeros(shape), TINY, target, layer=layer)
     assert not tiny.act._forward_hooks
     assert not tiny.fc._forward_hooks
+
+
+# --------------------------------------------------------------------------------------------- every network by its
+# name
+
+SIDES = {"vit_b_16": 224, "swin_tiny": 224}  # the others take any size
+
+
+def close(found, expected):
+    """Within 1e-5 of the largest value: what float32 leaves of two orders of summation."""
+    assert np.ptp(expected) > 0
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if network.pooled_linear])
+def test_the_closed_form_equals_the_gradient_for_every_network_that_declares_it(name):
+    model, network = build_network(name, 3, "none", 0), NETWORKS[name]
+    images = pictures(2, SIDES.get(name, 64), SIDES.get(name, 64))
+    ways = [grad_cam(network, 2, relu=False, method=method) for method in ("auto", "captum")]
+    close(*(compute_heatmaps(model, images, way) for way in ways))
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_of_the_recipes_network_too(layout):
+    model = build_network("efficientnet_lite0", 2, "imagenet", 0).to(memory_format=layout)
+    images = pictures(4, 96, 96).contiguous(memory_format=layout)
+    close(*(class_activation_maps(model, images, method=method) for method in ("auto", "captum")))
+
+
+@pytest.mark.slow
+def test_tokens_become_a_grid_row_by_row_without_the_class_token():
+    network = NETWORKS["vit_b_16"]
+    model, images = build_network("vit_b_16", 2, "none", 0).eval(), pictures(1, 224, 224)
+    torch.nn.init.normal_(model.heads.head.weight)  # torchvision starts it at zero
+    found = compute_heatmaps(model, images, grad_cam(network, relu=False))
+    assert found.shape == (1, 14, 14)
+    seen = {}
+    layer = model.get_submodule(network.features)
+    hook = layer.register_forward_hook(lambda module, given, output: seen.setdefault("tokens", output))
+    logits = model(images.requires_grad_())
+    hook.remove()
+    (gradient,) = torch.autograd.grad(logits[0, 1], seen["tokens"])  # (1, 197, 768)
+    weights = gradient[0, 1:].mean(dim=0)
+    expected = (seen["tokens"][0, 1:] @ weights).detach().reshape(14, 14)
+    close(found[0], expected.numpy())
+
+
+def test_a_grid_of_tokens_follows_the_shape_of_the_image():
+    from tbkd_utils.localization.heatmaps import to_nchw
+
+    network = Network(lambda outputs: nn.Identity(), "", "", layout="tokens", prefix_tokens=1)
+    tokens = torch.arange(1 + 2 * 3).float().view(1, 7, 1)  # one class token, then 2 rows of 3
+    grid = to_nchw(tokens, network, torch.zeros(1, 3, 32, 48))
+    assert grid.tolist() == [[[[1, 2, 3], [4, 5, 6]]]]
+    swapped = tokens.clone()
+    swapped[:, 0] = 99
+    assert torch.equal(to_nchw(swapped, network, torch.zeros(1, 3, 32, 48)), grid)
+
+
+def test_half_the_precision_is_the_same_map_to_its_digits():
+    model = build_network("efficientnet_lite0", 2, "imagenet", 0)
+    plain = class_activation_maps(model, pictures(4, 96, 96), relu=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = class_activation_maps(model, pictures(4, 96, 96), relu=False)
+    assert half.dtype == np.float32
+    assert 0 < np.abs(half - plain).max() < 0.1 * np.abs(plain).max()
+
+
+def test_batches_one_at_a_time_are_the_same_maps(tiny):
+    images = pictures(5)
+    whole = class_activation_maps(tiny, images, batch_size=2)
+    np.testing.assert_array_equal(class_activation_maps(tiny, iter(images.split(2))), whole)
+    with pytest.raises(ModelError, match="at least one batch"):
+        class_activation_maps(tiny, [])
+
+
+# -------------------------------------------------------------------------------------------------- heatmaps that
+# compose
+
+
+def test_a_flipped_heatmap_is_the_mean_of_both_mirror_images(tiny):
+    images = pictures(2, 32, 48)
+    plain, mirrored = (class_activation_maps(tiny, one) for one in (images, images.flip(3)))
+    found = compute_heatmaps(tiny, images, flipped(grad_cam(TINY)))
+    np.testing.assert_allclose(found, (plain + mirrored[:, :, ::-1]) / 2, rtol=1e-6)
+    again = compute_heatmaps(tiny, images.flip(3), flipped(grad_cam(TINY)))
+    np.testing.assert_allclose(again, found[:, :, ::-1], rtol=1e-6)
+
+
+def test_scales_are_averaged_on_the_finest_grid(tiny):
+    images = pictures(2, 32, 32)
+    found = compute_heatmaps(tiny, images, multi_scale(flipped(grad_cam(TINY)), (32, 64)))
+    assert found.shape == (2, 32, 32)
+    small = compute_heatmaps(tiny, images, flipped(grad_cam(TINY)))
+    larger = F.interpolate(images, (64, 64), mode="bilinear", antialias=True, align_corners=False)
+    large = compute_heatmaps(tiny, larger, flipped(grad_cam(TINY)))
+    expected = (F.interpolate(torch.from_numpy(small)[:, None], (32, 32), mode="bilinear")[:, 0].numpy() + large) / 2
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    alone = compute_heatmaps(tiny, images, multi_scale(grad_cam(TINY), (32,)))
+    np.testing.assert_allclose(alone, class_activation_maps(tiny, images), rtol=1e-6)
+
+
+def test_fused_heatmaps_are_their_mean(tiny):
+    images = pictures(3)
+    both = [grad_cam(TINY, 0, relu=False), grad_cam(TINY, 1, relu=False)]
+    parts = [compute_heatmaps(tiny, images, one) for one in both]
+    np.testing.assert_allclose(compute_heatmaps(tiny, images, fused(both)), np.mean(parts, axis=0), rtol=1e-5)

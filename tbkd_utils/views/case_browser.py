@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from tbkd_utils.data.synthetic.dataset import read_synthetic_lesions
-from tbkd_utils.errors import TbkdError
+from tbkd_utils.errors import UsageError
 from tbkd_utils.experiments.evaluation import Localization, paired_rows
 
 ORDERS = {
@@ -21,10 +21,6 @@ SIZES = (ALL, "smallest third", "middle third", "largest third")
 _NAMES = {1: "active TB", 2: "latent TB", 3: "uncertain TB"}
 
 
-class CaseError(TbkdError, ValueError):
-    """A way to sort or to filter that does not exist."""
-
-
 def case_table(teacher: Localization, student: Localization) -> pd.DataFrame:
     """Returns one row per radiograph that both networks are scored on, in the test set's order.
 
@@ -34,7 +30,7 @@ def case_table(teacher: Localization, student: Localization) -> pd.DataFrame:
         square pixels of the crop), size (one of `SIZES`), teacher and student (positions among their radiographs).
 
     Raises:
-        EvaluationError: If no radiograph is scored for both.
+        UsageError: If no radiograph is scored for both.
     """
     experiment, samples = teacher.experiment, teacher.samples
     pairs = paired_rows(teacher, student)
@@ -72,10 +68,10 @@ def chosen_cases(table: pd.DataFrame, order: str, kind: str = ALL, size: str = A
         size: One of `SIZES`.
 
     Raises:
-        CaseError: If there is no such order or size.
+        UsageError: If there is no such order or size.
     """
     if order not in ORDERS or size not in SIZES:
-        raise CaseError(
+        raise UsageError(
             f"Expected an order of {', '.join(ORDERS)} and a size of {', '.join(SIZES)}; got {order}, {size}."
         )
     kept = [

@@ -11,8 +11,8 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from tbkd_utils.data.files import read_radiograph
-from tbkd_utils.data.images import to_grey
-from tbkd_utils.experiments.locate import Finding
+from tbkd_utils.data.images import to_gray
+from tbkd_utils.experiments.predict import Finding
 from tbkd_utils.localization.boxes import normalize
 from tbkd_utils.views.figures import COLORS, HEAT, STYLES
 
@@ -26,12 +26,12 @@ def overlay(found: Finding, who: str) -> Figure:
 
     Args:
         found: From `locate`.
-        who: `teacher` or `student`, for the colour.
+        who: `teacher` or `student`, for the color.
 
     Raises:
-        ImageError: If the file cannot be read any more.
+        DataError: If the file cannot be read any more.
     """
-    image = Image.fromarray(to_grey(read_radiograph(found.path)))
+    image = Image.fromarray(to_gray(read_radiograph(found.path)))
     width, height = image.size
     image.thumbnail((SHOWN, SHOWN))
     tall = 4.45 * min(max(height / width, 0.5), 2.0)
@@ -44,18 +44,18 @@ def overlay(found: Finding, who: str) -> Figure:
     for box in found.boxes:
         _frame(boxed, box, rim="white", edgecolor=COLORS[who], linestyle=STYLES[who], linewidth=2.0)
         boxed.text(
-            box[0], box[1], f"p(TB) {found.p_tb:.2f}", color="white", fontsize=8, va="top", clip_on=True,
+            box[0], box[1], f"p(TB) {found.probability:.2f}", color="white", fontsize=8, va="top", clip_on=True,
             bbox={"facecolor": COLORS[who], "pad": 1.5, "linewidth": 0},
         )  # fmt: skip
     left, top, right, bottom = found.seen
-    scaled = normalize(found.heatmap, method=found.recipe.normalisation)
+    scaled = normalize(found.heatmap, method=found.recipe.scores.normalization)
     shown = heated.imshow(scaled, cmap=HEAT, alpha=0.5, vmin=0, vmax=1, extent=(left, right, bottom, top))
     for axes in (boxed, heated):
         axes.set(xlim=(0, width), ylim=(height, 0))
     figure.colorbar(shown, ax=heated, shrink=0.75, label="Grad-CAM, scaled to its maximum")
     count = f"{len(found.boxes)} box{'' if len(found.boxes) == 1 else 'es'}"
-    boxed.set_title(f"p(TB) {found.p_tb:.3f} by the {who}, {count}", fontsize=10)
-    heated.set_title(f"heatmap; boxes at {found.recipe.threshold:g}; dotted: what the network saw", fontsize=10)
+    boxed.set_title(f"p(TB) {found.probability:.3f} by the {who}, {count}", fontsize=10)
+    heated.set_title(f"heatmap; boxes at {found.recipe.scores.threshold:g}; dotted: what the network saw", fontsize=10)
     figure.suptitle(found.name if len(found.name) <= 90 else f"…{found.name[-89:]}", fontsize=10, parse_math=False)
     return figure
 
@@ -69,6 +69,6 @@ def overlay_png(found: Finding, who: str) -> bytes:
 
 def _frame(axes: Axes, box: np.ndarray, rim: str = "black", **style: Any) -> None:
     left, top, right, bottom = box
-    stroke = [withStroke(linewidth=style["linewidth"] + 1.4, foreground=rim, alpha=0.7)]  # readable on any grey
+    stroke = [withStroke(linewidth=style["linewidth"] + 1.4, foreground=rim, alpha=0.7)]  # readable on any gray
     place = ((left, top), right - left, bottom - top)
     axes.add_patch(Rectangle(*place, fill=False, clip_on=False, path_effects=stroke, **style))

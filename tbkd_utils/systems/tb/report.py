@@ -1,0 +1,36 @@
+"""The parts of the report: every artifact of the paper, and ours beside it."""
+
+from tbkd_utils.experiments.system import Item
+
+ITEMS = (
+    Item("The radiographs", "What was trained, validated and tested on.", ("radiographs", "preprocessing"),
+         ("radiographs_used",)),
+    Item("Figure 3: the method", "The teacher sees labels; the student sees labels and the teacher's softened answers.",
+         ("figure_3_framework", "explained_softening")),
+    Item("Training", "The loss per epoch; the student's is equation 1, so its height is not the teacher's.",
+         ("training_both",)),
+    Item("Table 4: classification", "Value with its 95% interval over test radiographs, beside the paper's.",
+         (), ("table_4_classification",)),
+    Item("Figure 4: from heatmap to boxes", "Algorithm 1, step by step.", ("figure_4_heatmap_to_boxes",)),
+    Item("Figure 5: examples", "Ground truth green, teacher orange, student blue; IoU in the corner.",
+         ("figure_5_qualitative",)),
+    Item("Figure 6 and Table 3, one seed", "mIOU with its 95% interval over radiographs.",
+         ("figure_6_miou", "paired_scores"), ("table_3_one_seed", "student_minus_teacher")),
+    Item("Localization by every metric", "The row “score” is the paper's mIOU; the curves run over the threshold.",
+         ("threshold_curves",), ("localization",)),
+    Item("The known shortcut", "Share of heatmap energy on the synthetic side marker.",
+         (), ("shortcut",)),
+    Item("Tables 1 and 2, Figure 7: curvature", "Eigenvalues with residuals, traces with 95% intervals over probes.",
+         ("figure_7_spectral_density",), ("table_1_eigenvalues", "table_2_trace")),
+    Item("Is the student's minimum flatter?", "Teacher over student on the same radiographs, by sample size.",
+         ("hessian_sample_size", "loss_landscape"), ("hessian_ratio", "loss_rise")),
+    Item("Flatness and localization", "The paper's causal story: a flatter minimum, therefore better boxes.",
+         ("flatness_and_miou",), ("flatness_correlation",)),
+    Item("Figure 8: temperature", "Bands: 95% over radiographs. “best”: share of resamples in which a value wins.",
+         ("figure_8_temperature",), ("figure_8_temperature",)),
+    Item("Figure 9: alpha", "Bands: 95% over radiographs. Alpha 1 would be labels only.",
+         ("figure_9_alpha",), ("figure_9_alpha",)),
+    Item("Table 3: seeds, and the controls", "Each mark is one training. The controls have the student's budget.",
+         ("table_3_seeds",), ("table_3_seeds", "table_3_conditions", "table_3_differences")),
+    Item("What the paper leaves open", "The settings that decide it, and their values here.", (), ("left_open",)),
+)  # fmt: skip

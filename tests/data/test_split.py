@@ -1,0 +1,69 @@
+"""Splits by patient: every patient on one side, a share of every class, and the same sides whoever else is there."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tbkd_utils.data.records import Radiograph
+from tbkd_utils.data.split import split_by_group
+from tbkd_utils.errors import DataError
+
+
+def records(patients: int, each: int, target: int, prefix: str) -> list[Radiograph]:
+    return [
+        Radiograph(Path(f"{prefix}{p}_{i}.png"), target, np.zeros((0, 4)), "made", group=f"{prefix}{p}")
+        for p in range(patients)
+        for i in range(each)
+    ]
+
+
+@pytest.fixture
+def cohort() -> list[Radiograph]:
+    return [*records(20, 3, 0, "a"), *records(10, 2, 1, "b"), *records(8, 1, 2, "c")]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_patient_is_on_both_sides_and_every_class_is_on_both(cohort: list[Radiograph], seed: int) -> None:
+    aside = split_by_group(cohort, 0.2, seed)
+    sides = [{r.group for r, held in zip(cohort, aside, strict=True) if held == side} for side in (True, False)]
+    assert not sides[0] & sides[1]
+    for target, expected in ((0, 12), (1, 4), (2, 2)):
+        held = sum(held for r, held in zip(cohort, aside, strict=True) if r.target == target)
+        assert expected <= held <= expected + 2  # whole patients
+
+
+def test_others_move_nobody_to_the_other_side(cohort: list[Radiograph]) -> None:
+    held = {r.group for r, held in zip(cohort, split_by_group(cohort, 0.2, 0), strict=True) if held}
+    fewer = [r for r in cohort if r.group != min(g for g in {r.group for r in cohort} if g not in held)]
+    now = {r.group for r, held in zip(fewer, split_by_group(fewer, 0.2, 0), strict=True) if held}
+    assert now <= held
+    turned = split_by_group(cohort[::-1], 0.2, 0)[::-1]
+    assert np.array_equal(turned, split_by_group(cohort, 0.2, 0))
+
+
+def test_a_radiograph_without_a_patient_is_a_patient_of_its_own() -> None:
+    plain = [Radiograph(Path(f"{i}.png"), i % 2, np.zeros((0, 4)), "made") for i in range(40)]
+    assert split_by_group(plain, 0.25, 0).sum() == 10
+
+
+def test_a_patient_of_two_classes_counts_where_most_of_its_radiographs_are() -> None:
+    mixed = [*records(4, 3, 0, "a"), *records(4, 3, 1, "b")]
+    odd = Radiograph(Path("odd.png"), 1, np.zeros((0, 4)), "made", group="a0")
+    aside = split_by_group([*mixed, odd], 0.25, 1)
+    assert len({aside[i] for i in (0, 1, 2, -1)}) == 1
+
+
+def test_several_findings_are_split_by_whether_there_is_any() -> None:
+    several = [
+        Radiograph(Path(f"{i}.png"), (i % 2, int(i % 3 == 0)), np.zeros((0, 4)), "made", group=str(i))
+        for i in range(60)
+    ]
+    aside = split_by_group(several, 0.2, 0)
+    assert sum(any(r.target) for r, held in zip(several, aside, strict=True) if held) == 8
+    assert aside.sum() == 12
+
+
+def test_a_class_that_would_be_gone_is_named() -> None:
+    with pytest.raises(DataError, match="class pneumonia aside leaves none"):
+        split_by_group([*records(5, 1, 0, "a"), *records(1, 4, 1, "b")], 0.2, 0, ("normal", "pneumonia"))
