@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help venv reproduce notebooks test test-fast test-browser bench lint format lab app clean
+.PHONY: help venv reproduce notebooks readme test test-fast test-browser bench lint format lab app clean
 
 help:
 	@echo "make reproduce   run the whole series on synthetic radiographs (recipe demo); JOBS=1 for one notebook at a time"
@@ -16,6 +16,7 @@ help:
 	@echo "make app         the explorers alone, as a web page (Voila)"
 	@echo "make lint        style, types, notebooks;   make format   mends the style"
 	@echo "make notebooks   run the demo and keep its outputs in the notebooks"
+	@echo "make readme      write the README's tables of results from figures/laptop"
 	@echo "make clean       remove .venv (runs/ and figures/ stay)"
 
 venv: $(READY)
@@ -32,6 +33,9 @@ reproduce: venv
 
 notebooks: venv
 	$(BIN)/tbkd reproduce --recipe demo --jobs $(JOBS) --keep-outputs
+
+readme: venv
+	$(BIN)/python -m tbkd_utils.systems.tb.readme
 
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not browser"

@@ -1,0 +1,102 @@
+"""The tables of results in the README, made from the committed tables: `python -m tbkd_utils.systems.tb.readme`.
+
+Each stands between the comments `<!-- table: NAME -->` and `<!-- end -->`.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from tbkd_utils.errors import RunError
+from tbkd_utils.runs import explained, write_text
+
+LABELS = {
+    "second teacher": "control: second teacher, another seed",
+    "label smoothing": "control: label smoothing, no teacher",
+    "untrained teacher's student": "control: student of an untrained teacher",
+}
+METRICS = {"accuracy": "accuracy", "auc": "AUC", "sensitivity": "sensitivity", "specificity": "specificity"}
+
+
+def seeds_table(folder: Path) -> str:
+    """Returns mIOU over seeds, ours beside the paper's, as Markdown.
+
+    Args:
+        folder: Holds `table_3_conditions.csv`.
+    """
+    lines = ["| | here: mean (interval), sample std | paper: mean, std as printed |", "|---|---|---|"]
+    for row in pd.read_csv(folder / "table_3_conditions.csv").to_dict("records"):
+        paper = (
+            f" {row['paper_mean']:.3f}, {row['paper_std']:.3f} |" if row["paper_mean"] == row["paper_mean"] else " |"
+        )
+        ours = f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f}), {row['sample_std']:.3f}"
+        lines.append(f"| {LABELS.get(row['condition'], row['condition'])} | {ours} |{paper}")
+    return "\n".join(lines)
+
+
+def differences_table(folder: Path) -> str:
+    """Returns the student against its teacher and the controls, as Markdown.
+
+    Args:
+        folder: Holds `table_3_differences.csv`.
+    """
+    lines = ["| difference | mean | 95% interval over seeds | over radiographs |", "|---|---|---|---|"]
+    for row in pd.read_csv(folder / "table_3_differences.csv").to_dict("records"):
+        if row["comparison"].startswith("student - "):
+            seeds, images = (f"{row[f'{of}_low']:+.3f} to {row[f'{of}_high']:+.3f}" for of in ("seed", "image"))
+            other = row["comparison"].replace("untrained teacher's student", "student of an untrained teacher")
+            lines.append(f"| {other} | {row['difference']:+.3f} | {seeds} | {images} |")
+    return "\n".join(lines)
+
+
+def classification_table(folder: Path) -> str:
+    """Returns Table 4 of one seed beside the paper's, as Markdown.
+
+    Args:
+        folder: Holds `table_4_classification.csv`.
+    """
+    lines = ["| Table 4, seed 42 | teacher | student | paper, teacher | paper, student |", "|---|---|---|---|---|"]
+    table = pd.read_csv(folder / "table_4_classification.csv").set_index("metric")
+    for metric, name in METRICS.items():
+        row = table.loc[metric]
+        ours = [
+            f"{row[who]:.3f} ({row[f'{who} low']:.3f} to {row[f'{who} high']:.3f})" for who in ("teacher", "student")
+        ]
+        paper = [f"{row[f'{who} paper']:.4f}" for who in ("teacher", "student")]
+        lines.append(f"| {name} | {' | '.join([*ours, *paper])} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "seeds": seeds_table,
+    "differences": differences_table,
+    "classification": classification_table,
+}
+
+
+def filled_in(text: str, folder: Path) -> str:
+    """Returns a README with its tables made anew.
+
+    Args:
+        text: With a pair of comments for each of `TABLES`.
+        folder: Of the committed tables, `figures/laptop`.
+
+    Raises:
+        RunError: If a table has no place in the text.
+    """
+    for name, make in TABLES.items():
+        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if len(pattern.findall(text)) != 1:
+            raise RunError(f"The README has no place for the table '{name}': expected <!-- table: {name} --> once.")
+        table = make(folder)
+        text = pattern.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)  # type: ignore[misc]
+    return text
+
+
+if __name__ == "__main__":
+    readme = Path("README.md")
+    with explained(readme):
+        content = readme.read_text(encoding="utf-8")
+    write_text(readme, filled_in(content, Path("figures/laptop")))
