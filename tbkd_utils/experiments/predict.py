@@ -101,7 +101,7 @@ def locate(
 
     Args:
         paths: A file, a folder with all that is below it, or several; see `find_radiographs`.
-        trained: The network, from `train_student` or `load_trained`.
+        trained: The network, from `train` or `load_trained`.
         threshold: Share of the normalized heatmap, in [0, 1]; None for the recipe's.
         min_area: The smallest box that counts, in square pixels of the network's input; None for what the network's
             training boxes give.

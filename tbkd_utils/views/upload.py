@@ -31,7 +31,7 @@ def locate_upload(trained: TrainedNetwork, **settings: Any) -> widgets.VBox:
     by file. The files lie in a temporary folder while they are read, and nowhere afterwards.
 
     Args:
-        trained: The network, from `train_student` or `load_trained`.
+        trained: The network, from `train` or `load_trained`.
         **settings: As `locate` takes them: threshold, min_area, min_probability, data.
 
     Returns:
