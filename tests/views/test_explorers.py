@@ -183,7 +183,7 @@ def test_temperature_and_alpha_move_the_loss_of_equation_1(smoke: Experiment) ->
     trained = train(smoke, "teacher"), train(smoke, "student")
     explorer = softening_explorer(smoke, *trained)
     tables = [logit_rows(smoke, one) for one in trained]
-    z_t, z_s = (torch.tensor(one[["no_tb", "tb"]].to_numpy()) for one in tables)
+    z_t, z_s = (torch.tensor(one[["no TB", "TB"]].to_numpy()) for one in tables)
     labels = torch.tensor(tables[0]["label"].to_numpy())
     shown = [picture(explorer)]
     for temperature, alpha in ((2.0, 0.75), (5.0, 0.75), (5.0, 0.0), (0.5, 1.0)):
@@ -203,7 +203,7 @@ def test_temperature_and_alpha_move_the_loss_of_equation_1(smoke: Experiment) ->
 def test_the_radiographs_on_which_the_networks_differ_stand_first(smoke: Experiment) -> None:
     trained = train(smoke, "teacher"), train(smoke, "student")
     explorer = softening_explorer(smoke, *trained)
-    p = [1 / (1 + np.exp(one["no_tb"] - one["tb"])) for one in (logit_rows(smoke, network) for network in trained)]
+    p = [1 / (1 + np.exp(one["no TB"] - one["TB"])) for one in (logit_rows(smoke, network) for network in trained)]
     assert explorer.controls["place"].value == int(np.argmax(abs(p[0] - p[1])))
     before = numbers(explorer)
     after, _ = moves(explorer, "place", explorer.controls["place"].options[-1][1])
