@@ -35,7 +35,7 @@ def contents(out: Path) -> dict[str, str]:
     """The checksum of every result: weights, histories, probabilities, heatmaps, boxes, radiographs."""
     files = sorted(path for path in (out / "runs").rglob("*") if path.is_file())
     names = {path: str(path.relative_to(out)) for path in files}
-    timed = ("environment.json", "done.json")  # hold seconds, and the checksum of those
+    timed = ("environment.json", "done.json", "manifest.json")  # hold times, and the checksum of those
     return {
         name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path, name in names.items()
