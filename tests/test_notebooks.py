@@ -17,7 +17,7 @@ from papermill.parameterize import parameterize_notebook
 
 from tbkd_utils.experiments.executors import dask
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.notebooks import PARAMETERS, NotebookTask, Outcome
+from tbkd_utils.experiments.notebooks import PARAMETERS, NotebookJob, Outcome
 from tbkd_utils.experiments.series import find_notebooks, reproduce
 
 NOTEBOOKS = find_notebooks()
@@ -210,7 +210,7 @@ def cells_of(executed: list[Outcome]) -> list[nbformat.NotebookNode]:
 
 def write_with_parameters(entry: Outcome, experiment: Experiment, folder: Path) -> Path:
     """Writes an executed notebook with another experiment's parameters, its outputs as they were."""
-    parameters = NotebookTask.of(entry.path, experiment).parameters
+    parameters = NotebookJob.of(entry.path, experiment).parameters
     notebook = parameterize_notebook(nbformat.read(entry.path, as_version=4), parameters)
     path = folder / f"{entry.name}.ipynb"
     nbformat.write(notebook, path)

@@ -56,7 +56,7 @@ class Outcome:
     message: str = ""
 
 
-class Task(Protocol):
+class Job(Protocol):
     """Something to be done once."""
 
     @property
@@ -94,7 +94,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class NotebookTask:
+class NotebookJob:
     """A notebook to be executed with one experiment's parameters.
 
     Attributes:
@@ -114,8 +114,8 @@ class NotebookTask:
     trains: Run | None = None
 
     @classmethod
-    def of(cls, notebook: Path, experiment: Experiment) -> "NotebookTask":
-        """Returns the task of executing a notebook for an experiment."""
+    def of(cls, notebook: Path, experiment: Experiment) -> "NotebookJob":
+        """Returns the job of executing a notebook for an experiment."""
         said, recipe = metadata(notebook), experiment.recipe
         groups = said.get("settings") or sorted(set(recipe.group_of().values()) - {"execution"})
         settings = recipe.differences(*groups) | {
@@ -187,9 +187,7 @@ class NotebookTask:
                 kernel_name="python3",
                 progress_bar=False,
                 stderr_file=sys.stderr if progress else None,
-                extra_arguments=[
-                    "--log-level=CRITICAL"
-                ],  # it warns of its own plain connection, and of being told to end
+                extra_arguments=["--log-level=CRITICAL"],  # its own plain connection and being told to end are warnings
             )
         except PapermillExecutionError as error:
             begins = error.source.strip().splitlines()[0]
@@ -202,7 +200,7 @@ class NotebookTask:
 
 
 @dataclass(frozen=True)
-class TrainingTask:
+class TrainingJob:
     """A network to be trained and evaluated.
 
     Attributes:
@@ -256,11 +254,11 @@ class TrainingTask:
         return needed
 
 
-def execute(task: Task, progress: bool = False) -> Outcome:
-    """Does a task unless it is done; a failure is written down and returned, not raised.
+def execute(job: Job, progress: bool = False) -> Outcome:
+    """Does a job unless it is done; a failure is written down and returned, not raised.
 
     Args:
-        task: What to do.
+        job: What to do.
         progress: Whether to show its progress bars.
 
     Raises:
@@ -268,24 +266,24 @@ def execute(task: Task, progress: bool = False) -> Outcome:
     """
     began = time.monotonic()
     try:
-        needed = task.execute(progress)
+        needed = job.execute(progress)
     except TbkdError as error:
         seconds = round(time.monotonic() - began, 1)
-        write_json(task.run.file(FAILED), {"message": str(error), "seconds": seconds})
-        return Outcome(task.name, task.path, "failed", seconds, str(error))
-    return Outcome(task.name, task.path, "done" if needed else "already done", time.monotonic() - began)
+        write_json(job.run.file(FAILED), {"message": str(error), "seconds": seconds})
+        return Outcome(job.name, job.path, "failed", seconds, str(error))
+    return Outcome(job.name, job.path, "done" if needed else "already done", time.monotonic() - began)
 
 
-def state_of(task: Task) -> str:
+def state_of(job: Job) -> str:
     """Returns `done`, `running`, `failed` or `waiting`, as found on disk."""
-    if not task.run.path.exists():
+    if not job.run.path.exists():
         return "waiting"
-    with _free(task.run) as free:
+    with _free(job.run) as free:
         if not free:
             return "running"
-    if task.done:
+    if job.done:
         return "done"
-    return "failed" if task.run.file(FAILED).exists() else "waiting"
+    return "failed" if job.run.file(FAILED).exists() else "waiting"
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from tbkd_utils.errors import NotebookError
 from tbkd_utils.experiments.executors import Inline, threads_each
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.grid import all_variants, changes, distinct, identity, within
-from tbkd_utils.experiments.notebooks import NotebookTask, Outcome, Task, TrainingTask, execute, metadata
+from tbkd_utils.experiments.notebooks import Job, NotebookJob, Outcome, TrainingJob, execute, metadata
 from tbkd_utils.experiments.recipe import DEFAULT_SYSTEM
 from tbkd_utils.experiments.system import Variant
 from tbkd_utils.runs import read_json, write_json, write_text
@@ -21,20 +21,20 @@ from tbkd_utils.runs import read_json, write_json, write_text
 
 @dataclass(frozen=True)
 class Step:
-    """A task, and what has to be done before it.
+    """A job, and what has to be done before it.
 
     Attributes:
-        task: What is done.
+        job: What is done.
         after: Names of the steps that have to be done first.
     """
 
-    task: Task
+    job: Job
     after: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """How it is called in messages."""
-        return self.task.name
+        return self.job.name
 
 
 def notebook_folder() -> Path:
@@ -93,7 +93,7 @@ def plan(
         steps += [trainings.pop(name) for name in dict.fromkeys(gathered) if name in trainings]
         needs = [trained_by[role] for role in entry.get("needs", ()) if trained_by.get(role, path.stem) != path.stem]
         before = [step.name for step in steps] if entry.get("after") == "all" else [*needs, *gathered]
-        steps.append(Step(NotebookTask.of(path, experiment), tuple(dict.fromkeys(before))))
+        steps.append(Step(NotebookJob.of(path, experiment), tuple(dict.fromkeys(before))))
     return steps
 
 
@@ -121,8 +121,8 @@ def training_steps(
             known = names.get(identity(experiment, needed), _name(experiment, needed, trained_by))
             after = (known,)
         run = inside.run_at(variant.role, inside.training_settings(variant.role))
-        task = TrainingTask(name, variant.role, inside.recipe, experiment.out, experiment.data, run)
-        steps.append(Step(task, after))
+        job = TrainingJob(name, variant.role, inside.recipe, experiment.out, experiment.data, run)
+        steps.append(Step(job, after))
     return steps
 
 
@@ -176,16 +176,16 @@ def run(
             lost = [name for name in before if name in outcomes and outcomes[name].state in ("failed", "not run")]
             if lost:
                 waiting.remove(step)
-                outcomes[step.name] = Outcome(step.name, step.task.path, "not run", message=f"needs {lost[0]}")
+                outcomes[step.name] = Outcome(step.name, step.job.path, "not run", message=f"needs {lost[0]}")
                 announce(f"{step.name}: not run, since it needs {lost[0]}")
             elif all(name in outcomes for name in before) and (at_a_time is None or len(running) < at_a_time):
                 waiting.remove(step)
-                if step.task.done:
-                    outcomes[step.name] = Outcome(step.name, step.task.path, "already done")
+                if step.job.done:
+                    outcomes[step.name] = Outcome(step.name, step.job.path, "already done")
                     announce(f"{step.name}: already done")
                 else:
                     announce(f"{step.name}: running")
-                    running[executor.submit(execute, step.task, progress)] = step
+                    running[executor.submit(execute, step.job, progress)] = step
         finished, _ = wait(running, return_when=FIRST_COMPLETED) if running else (set(), None)
         for future in finished:
             step = running.pop(future)
@@ -238,7 +238,7 @@ def train_variants(experiment: Experiment, variants: Iterable[Variant]) -> None:
     Raises:
         NotebookError: After everything that could be done, if one failed.
     """
-    steps = [step for step in training_steps(experiment, variants) if not step.task.done]
+    steps = [step for step in training_steps(experiment, variants) if not step.job.done]
     if steps:
         with tqdm(total=len(steps), desc="grid", unit="network") as bar:
 
@@ -300,4 +300,4 @@ def _outcome(future: Future, step: Step) -> Outcome:
     try:
         return future.result()
     except Exception as error:  # a lost worker, a full disk: this step's failure, not the grid's
-        return Outcome(step.name, step.task.path, "failed", message=f"{type(error).__name__}: {error}")
+        return Outcome(step.name, step.job.path, "failed", message=f"{type(error).__name__}: {error}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.notebooks import FAILED, RECORD, NotebookTask, Task, state_of
+from tbkd_utils.experiments.notebooks import FAILED, RECORD, Job, NotebookJob, state_of
 from tbkd_utils.experiments.series import plan
 from tbkd_utils.models.checkpoints import ENVIRONMENT, PROGRESS
 from tbkd_utils.runs import Run, read_json
@@ -29,26 +29,26 @@ def step_states(experiment: Experiment, notebooks: Path | None = None, only: Seq
     rows = []
     overhead, training = _seconds_of_notebooks(experiment.runs), _seconds_of_trainings(experiment)
     for step in plan(experiment, notebooks, only=only):
-        task, state, note = step.task, state_of(step.task), ""
+        job, state, note = step.job, state_of(step.job), ""
         if state == "done":
-            seconds = _taken(task)
+            seconds = _taken(job)
         else:
-            seconds = overhead.get(step.name, math.nan) if isinstance(task, NotebookTask) else 0.0
-            run = task.trains
+            seconds = overhead.get(step.name, math.nan) if isinstance(job, NotebookJob) else 0.0
+            run = job.trains
             if run is not None and not run.done:
                 progress = read_json(run.file(PROGRESS))
                 left = 1 - progress["epoch"] / progress["epochs"] if progress else 1.0
                 note = f"epoch {progress['epoch']} of at most {progress['epochs']}" if progress else ""
                 seconds += left * training.get(_kind(run), math.nan)
         if state == "failed":
-            note = (read_json(task.run.file(FAILED)) or {}).get("message", "")
+            note = (read_json(job.run.file(FAILED)) or {}).get("message", "")
         rows.append((step.name, state, seconds, note))
     return pd.DataFrame(rows, columns=["step", "state", "seconds", "note"])
 
 
-def _taken(task: Task) -> float:
+def _taken(job: Job) -> float:
     """Seconds that a finished step took."""
-    file = task.run.file(RECORD if isinstance(task, NotebookTask) else ENVIRONMENT)
+    file = job.run.file(RECORD if isinstance(job, NotebookJob) else ENVIRONMENT)
     return float((read_json(file) or {}).get("seconds", math.nan))
 
 

@@ -82,7 +82,7 @@ def times(experiment: Experiment) -> pd.DataFrame:
     """
     rows = []
     for step in plan(experiment):
-        record = read_json(step.task.run.file(RECORD)) or read_json(step.task.run.file(ENVIRONMENT))
+        record = read_json(step.job.run.file(RECORD)) or read_json(step.job.run.file(ENVIRONMENT))
         if record:
             rows.append((step.name, record["seconds"], record.get("training", record["seconds"])))
     return pd.DataFrame(rows, columns=["step", "seconds", "of which training"])

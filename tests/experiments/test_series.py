@@ -169,7 +169,7 @@ def test_the_grid_stands_before_the_notebooks_that_gather_it(grid: Path, tmp_pat
     assert set(steps["07_temperature"].after) == {"03_student", "student (temperature=1.0)"}
     assert len(steps["09_seed"].after) == 10
     assert set(steps["10_report"].after) == set(steps) - {"10_report"}
-    assert len({step.task.run.path for step in steps.values()}) == len(steps)
+    assert len({step.job.run.path for step in steps.values()}) == len(steps)
 
 
 def test_some_notebooks_alone_bring_what_they_gather(grid: Path, tmp_path: Path) -> None:
@@ -200,9 +200,9 @@ def test_a_grid_that_does_not_exist_is_named(grid: Path, tmp_path: Path) -> None
 
 
 def test_more_seeds_leave_the_finished_networks_as_they_are(grid: Path, tmp_path: Path) -> None:
-    few = {step.name: step.task.run.path for step in plan(Experiment.open("smoke", out=tmp_path), grid)}
+    few = {step.name: step.job.run.path for step in plan(Experiment.open("smoke", out=tmp_path), grid)}
     more = Experiment.open("smoke", out=tmp_path, overrides={"seeds": [0, 42, 7], "temperatures": [1.0, 2.0, 9.0]})
-    many = {step.name: step.task.run.path for step in plan(more, grid)}
+    many = {step.name: step.job.run.path for step in plan(more, grid)}
     assert {name for name in few if few[name] != many[name]} == {"07_temperature", "09_seed", "03_student", "10_report"}
     assert "student (seed=7)" in many
     assert "student (temperature=9.0)" in many
@@ -234,10 +234,10 @@ def test_a_failed_training_lets_the_others_finish_and_the_next_call_runs_what_is
     changed = {"teacher (label_smoothing=0.1)", "09_seed", "10_report"}
     assert {name for name, state in outcomes.items() if state == "done"} == changed
     # Each training keeps its record: settings, history, versions and time.
-    task = next(step.task for step in plan(experiment, grid) if step.name == "student (temperature=1.0)")
-    assert json.loads(task.run.file("settings.json").read_text())["temperature"] == 1.0
-    assert len(pd.read_csv(task.run.file("history.csv"))) == 1
-    assert {"torch", "seconds", "threads"} <= set(json.loads(task.run.file("environment.json").read_text()))
+    job = next(step.job for step in plan(experiment, grid) if step.name == "student (temperature=1.0)")
+    assert json.loads(job.run.file("settings.json").read_text())["temperature"] == 1.0
+    assert len(pd.read_csv(job.run.file("history.csv"))) == 1
+    assert {"torch", "seconds", "threads"} <= set(json.loads(job.run.file("environment.json").read_text()))
 
 
 @pytest.mark.slow
