@@ -12,7 +12,7 @@ from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.shortcut import Shortcut, has_markers, shortcut_effect
 from tbkd_utils.experiments.trained import TrainedNetwork
 from tbkd_utils.localization.scores import image_score
-from tbkd_utils.views.case_browser import ORDERS, SIZES, case_table, chosen_cases, kinds_of
+from tbkd_utils.views.cases import ORDERS, SIZES, case_table, chosen_cases, kinds_of
 from tbkd_utils.views.explorer import WHOLE, Explorer, View, dropdown, slider, width
 from tbkd_utils.views.explorer_figures import (
     case_figure,

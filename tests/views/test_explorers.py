@@ -26,7 +26,7 @@ from tbkd_utils.localization.tables import score_rows
 from tbkd_utils.models.losses import distillation_loss
 from tbkd_utils.runs import write_csv
 from tbkd_utils.views import explorer as explorer_module
-from tbkd_utils.views.case_browser import ORDERS, case_table, chosen_cases
+from tbkd_utils.views.cases import ORDERS, case_table, chosen_cases
 from tbkd_utils.views.explorer import WIDGET, Explorer, View, in_batch, slider, still
 from tbkd_utils.views.explorer_figures import case_figure
 from tbkd_utils.views.explorers import (

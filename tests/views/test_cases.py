@@ -8,7 +8,7 @@ from tbkd_utils.errors import UsageError
 from tbkd_utils.experiments.evaluation import Localization, localization
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.trained import train
-from tbkd_utils.views.case_browser import ALL, ORDERS, SIZES, case_table, chosen_cases, kinds_of
+from tbkd_utils.views.cases import ALL, ORDERS, SIZES, case_table, chosen_cases, kinds_of
 
 
 @pytest.fixture(scope="module")
