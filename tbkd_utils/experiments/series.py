@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import nbformat
@@ -164,34 +165,47 @@ def run(
 
     Returns:
         One outcome per step, in the order of the steps.
+
+    Raises:
+        NotebookError: If steps need each other in a circle.
     """
     executor = executor if executor is not None else Inline()
     outcomes: dict[str, Outcome] = {}
     running: dict[Future, Step] = {}
-    waiting = list(steps)
-    known = {step.name for step in steps}
-    while waiting or running:
-        for step in list(waiting):
-            before = [name for name in step.after if name in known]
-            lost = [name for name in before if name in outcomes and outcomes[name].state in ("failed", "not run")]
+    named = {step.name: step for step in steps}
+    order = TopologicalSorter({name: [before for before in named[name].after if before in named] for name in named})
+    try:
+        order.prepare()
+    except CycleError as error:
+        raise NotebookError(f"Steps need each other in a circle: {' needs '.join(reversed(error.args[1]))}.") from None
+    ready: list[str] = []
+
+    def ended(outcome: Outcome) -> None:
+        outcomes[outcome.name] = outcome
+        order.done(outcome.name)
+
+    while order.is_active():
+        ready = sorted([*ready, *order.get_ready()], key=list(named).index)
+        if ready and (at_a_time is None or len(running) < at_a_time):
+            step = named[ready.pop(0)]
+            lost = [name for name in step.after if name in outcomes and outcomes[name].state in ("failed", "not run")]
             if lost:
-                waiting.remove(step)
-                outcomes[step.name] = Outcome(step.name, step.job.path, "not run", message=f"needs {lost[0]}")
                 announce(f"{step.name}: not run, since it needs {lost[0]}")
-            elif all(name in outcomes for name in before) and (at_a_time is None or len(running) < at_a_time):
-                waiting.remove(step)
-                if step.job.done:
-                    outcomes[step.name] = Outcome(step.name, step.job.path, "already done")
-                    announce(f"{step.name}: already done")
-                else:
-                    announce(f"{step.name}: running")
-                    running[executor.submit(execute, step.job, progress)] = step
-        finished, _ = wait(running, return_when=FIRST_COMPLETED) if running else (set(), None)
+                ended(Outcome(step.name, step.job.path, "not run", message=f"needs {lost[0]}"))
+            elif step.job.done:
+                announce(f"{step.name}: already done")
+                ended(Outcome(step.name, step.job.path, "already done"))
+            else:
+                announce(f"{step.name}: running")
+                running[executor.submit(execute, step.job, progress)] = step
+            continue
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in finished:
             step = running.pop(future)
-            outcome = outcomes[step.name] = _outcome(future, step)
+            outcome = _outcome(future, step)
             took = f" in {outcome.seconds:.0f} s" if outcome.state == "done" else ""
             announce(f"{step.name}: {outcome.state}{took}{': ' + outcome.message if outcome.message else ''}")
+            ended(outcome)
     return [outcomes[step.name] for step in steps]
 
 

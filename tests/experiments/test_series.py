@@ -132,6 +132,13 @@ def test_a_parameter_that_does_not_exist_stops_a_notebook(notebooks: Path, tmp_p
         )
 
 
+def test_notebooks_that_need_each_other_are_refused(notebooks: Path, tmp_path: Path) -> None:
+    write_notebook(notebooks / "01_first.ipynb", "1 + 1", trains="teacher", needs=["student"])
+    write_notebook(notebooks / "02_second.ipynb", "1 + 1", trains="student", needs=["teacher"])
+    with pytest.raises(NotebookError, match=r"in a circle: 0[12]_.* needs 0[12]_"):
+        reproduce(Experiment.open("smoke", out=tmp_path / "out"), notebooks)
+
+
 def test_a_setting_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="Did you mean 'temperature'"):
         Experiment.open("smoke", out=tmp_path, overrides={"temprature": 3})
