@@ -29,7 +29,8 @@ def save_figure(experiment: Experiment, figure: Figure, name: str) -> Figure:
 def save_table(experiment: Experiment, table: pd.DataFrame, name: str, digits: int = 4) -> pd.DataFrame:
     """Writes a table as `<name>.csv` (12 digits) and `<name>.md` (rounded); returns it for showing.
 
-    Processors differ in the 16th digit, so that more than 12 would not be the same bytes everywhere.
+    12 digits hide what a sum's order changes in the last ones. They do not make networks that were trained on
+    different processors equal.
 
     Raises:
         RunError: If it cannot be written.

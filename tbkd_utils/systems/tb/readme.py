@@ -28,9 +28,7 @@ def seeds_table(folder: Path) -> str:
     """
     lines = ["| | here: mean (interval), sample std | paper: mean, std as printed |", "|---|---|---|"]
     for row in pd.read_csv(folder / "table_3_conditions.csv").to_dict("records"):
-        paper = (
-            f" {row['paper_mean']:.3f}, {row['paper_std']:.3f} |" if row["paper_mean"] == row["paper_mean"] else " |"
-        )
+        paper = f" {row['paper_mean']:.3f}, {row['paper_std']:.3f} |" if pd.notna(row["paper_mean"]) else " |"
         ours = f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f}), {row['sample_std']:.3f}"
         lines.append(f"| {LABELS.get(row['condition'], row['condition'])} | {ours} |{paper}")
     return "\n".join(lines)
