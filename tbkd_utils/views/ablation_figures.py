@@ -8,9 +8,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from tbkd_utils.metrics.statistics import across_seeds
-from tbkd_utils.views.figures import COLORS, MARKERS, STYLES
-
-SEED_MARKERS = "osD^vP*X"
+from tbkd_utils.views.figures import COLORS, MARKERS, STYLES, seed_markers
 
 
 def ablation_curve(rows: pd.DataFrame, teacher: pd.DataFrame, label: str, claimed: float) -> Figure:
@@ -47,8 +45,8 @@ def seeds_by_condition(rows: pd.DataFrame, published: Mapping[str, Sequence[floa
     figure = Figure(figsize=(8.4, 3.8), layout="constrained")
     axes = figure.subplots()
     conditions = list(dict.fromkeys(rows["condition"]))
-    seeds = list(dict.fromkeys(rows["value"]))
-    marks = {seed: SEED_MARKERS[number % len(SEED_MARKERS)] for number, seed in enumerate(seeds)}
+    marks = seed_markers(rows["value"])
+    seeds = list(marks)
     shifts = dict(zip(seeds, np.linspace(-0.16, 0.16, len(seeds)) if len(seeds) > 1 else [0.0], strict=True))
     for place, condition in enumerate(conditions):
         table = rows[rows["condition"] == condition]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from tbkd_utils.curvature.spectrum import Spectrum, density
 from tbkd_utils.experiments.curvature import by_network, ratios
-from tbkd_utils.views.figures import COLORS, MARKERS, STYLES
+from tbkd_utils.views.figures import COLORS, MARKERS, STYLES, seed_markers
 
 
 def spectral_density(spectra: Mapping[str, Spectrum]) -> Figure:
@@ -60,7 +60,7 @@ def size_study(rows: pd.DataFrame) -> Figure:
         sizes = sorted(rows["size"].unique())
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=8)
     sns.despine(figure)
     return figure
 
@@ -83,16 +83,23 @@ def loss_landscape(rows: pd.DataFrame) -> Figure:
 
 
 def flatness_and_miou(rows: pd.DataFrame) -> Figure:
-    """Draws mIOU over the trace, one dot per trained network; the paper expects a falling cloud."""
-    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    """Draws mIOU over the trace, a mark per trained network; the paper expects a falling cloud.
+
+    Args:
+        rows: From `experiments.curvature.flatness_rows`. Teachers are open marks and students filled ones.
+    """
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axes = figure.subplots()
+    marks = seed_markers(rows["seed"])
     for who, table in by_network(rows):
-        axes.plot(table["trace"], table["miou"], MARKERS[who], color=COLORS[who], label=who, linestyle="none")
-        away = (5, -10) if who == "teacher" else (5, 4)  # below and above, for dots that lie close together
-        for row in table.itertuples():
-            axes.annotate(f"seed {row.seed}", (row.trace, row.miou), away, textcoords="offset points", fontsize=8)
-    axes.margins(0.25)
+        face = "none" if who == "teacher" else COLORS[who]
+        for row in table.to_dict("records"):
+            axes.plot(row["trace"], row["miou"], marks[row["seed"]], color=COLORS[who], markerfacecolor=face)
+        axes.plot([], [], MARKERS["teacher"], color=COLORS[who], markerfacecolor=face, label=who)
+    for seed, mark in marks.items():
+        axes.plot([], [], mark, color="0.35", label=f"seed {seed:g}")
+    axes.margins(0.1)
     axes.set(xlabel="trace of the Hessian", ylabel="mIOU")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     sns.despine(figure)
     return figure

@@ -4,7 +4,8 @@ Ground truth is green, the teacher red, the student blue, as in the paper, in hu
 apart; line styles say the same once more.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,11 @@ STYLES["ground truth"] = "-"
 MARKERS = Looks(other="D", teacher="o", student="s")
 HEAT = "inferno"
 IMAGE_DPI = 64  # of figures made of radiographs, which are heavy inside a notebook
+
+
+def seed_markers(seeds: Iterable[int]) -> dict[int, str]:
+    """Returns the mark of each seed, by the order in which they come."""
+    return dict(zip(dict.fromkeys(seeds), itertools.cycle("osD^vP*X"), strict=False))
 
 
 def _blank(axes: Axes, image: np.ndarray) -> None:
