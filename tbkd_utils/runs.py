@@ -30,6 +30,9 @@ from tbkd_utils.errors import RunError
 
 FORMAT = 2  # raise it when the content of run folders changes its meaning: old ones are then made anew
 DONE = "done.json"
+HISTORY = "history.csv"  # of a training: a row per epoch
+ENVIRONMENT = "environment.json"  # of a training: versions, threads and time
+PROGRESS = ".progress.json"  # of a training that goes on; dotted: not part of the result
 
 
 def digest(settings: Mapping[str, Any]) -> str:

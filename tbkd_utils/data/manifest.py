@@ -1,13 +1,12 @@
 """Digests of files that were read before, so that nothing reads every byte twice."""
 
-import hashlib
 import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from tbkd_utils.errors import DataError
-from tbkd_utils.runs import write_text
+from tbkd_utils.runs import file_sha256, write_text
 
 SAVE_AFTER = 30.0
 """Seconds of reading after which the manifest is saved, so that an interrupted first look is not lost."""
@@ -46,7 +45,7 @@ class Manifest:
             known = self._known.get(key)
             if known is not None and known[0] == stat.st_size and known[1] == stat.st_mtime_ns:
                 return known[2]
-            found = _sha256(file)
+            found = file_sha256(file)
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror}). Restore it.") from error
         self._known[key] = [stat.st_size, stat.st_mtime_ns, found]
@@ -91,8 +90,3 @@ def _load(path: Path | None) -> dict[str, list]:
         return files if sound else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

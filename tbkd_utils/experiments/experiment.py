@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
-from tbkd_utils.data.cache import Samples, load_samples
 from tbkd_utils.data.dataset import byte_identical, find_layout, fingerprint, read_dataset, require_classes
 from tbkd_utils.data.manifest import Manifest
 from tbkd_utils.data.records import Radiograph
@@ -20,6 +19,9 @@ from tbkd_utils.errors import SettingsError
 from tbkd_utils.experiments.recipe import DEFAULT_SYSTEM, Recipe
 from tbkd_utils.experiments.system import Role, System, Task, find_system, named_recipe
 from tbkd_utils.runs import Run, explained, file_sha256
+
+if TYPE_CHECKING:
+    from tbkd_utils.data.cache import Samples
 
 Value = TypeVar("Value")
 SAMPLES = ("data", "synthetic", "pixels")
@@ -211,16 +213,18 @@ class Experiment:
         """Resize and crop during training, in pixels."""
         return self.recipe.pixels.resize, self.recipe.pixels.crop
 
-    def _samples(self, name: str, records: list[Radiograph], scale: tuple[int, int]) -> Samples:
+    def _samples(self, name: str, records: list[Radiograph], scale: tuple[int, int]) -> "Samples":
+        from tbkd_utils.data.cache import load_samples  # torchvision: seconds that planning a series should not take
+
         return self._once(f"{name} {scale}", SAMPLES, lambda: load_samples(records, self.run_at, *scale, self.manifest))
 
     @property
-    def test(self) -> Samples:
+    def test(self) -> "Samples":
         """The test set, at the scale of evaluation."""
         return self._samples("test", self.test_records, self.recipe.evaluation_scale)
 
     @property
-    def full_train(self) -> Samples:
+    def full_train(self) -> "Samples":
         """The training set with its validation split, at the scale of training."""
         return self._samples("full train", self.train_records, self.training_scale)
 
@@ -234,14 +238,14 @@ class Experiment:
         )  # fmt: skip
 
     @property
-    def train(self) -> Samples:
+    def train(self) -> "Samples":
         """What the networks are fitted to: the training set without its validation split."""
         if self.recipe.training.early_stopping_on != "validation":
             return self.full_train
         return self._once("train", SAMPLES, lambda: self.full_train.subset(np.flatnonzero(~self._in_validation)))
 
     @property
-    def validation(self) -> Samples | None:
+    def validation(self) -> "Samples | None":
         """The radiographs whose loss stops training; None where that is the training set itself."""
         stopping = self.recipe.training.early_stopping_on
         if stopping == "validation":

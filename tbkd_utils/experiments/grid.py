@@ -1,13 +1,18 @@
-"""Grids of networks: what the variants of an experiment share, and training and measuring each."""
+"""Grids of networks: what the variants of an experiment share, and training and measuring each.
+
+What trains and measures is imported when it is called: planning a series should not take those seconds.
+"""
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tbkd_utils.experiments.evaluation import Localization, classification, localization
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.system import Variant
-from tbkd_utils.experiments.trained import TrainedNetwork, train
+
+if TYPE_CHECKING:
+    from tbkd_utils.experiments.evaluation import Localization
+    from tbkd_utils.experiments.trained import TrainedNetwork
 
 
 def within(experiment: Experiment, variant: Variant) -> Experiment:
@@ -16,18 +21,24 @@ def within(experiment: Experiment, variant: Variant) -> Experiment:
     return experiment.changed(**variant.recipe.flat(*groups))
 
 
-def train_variant(experiment: Experiment, variant: Variant, *, progress: bool = False) -> TrainedNetwork:
+def train_variant(experiment: Experiment, variant: Variant, *, progress: bool = False) -> "TrainedNetwork":
     """Trains a variant, or returns it if it is trained already; `experiment` may differ in its settings."""
+    from tbkd_utils.experiments.trained import train
+
     return train(within(experiment, variant), variant.role, progress=progress)
 
 
-def localize_variant(experiment: Experiment, variant: Variant) -> Localization:
+def localize_variant(experiment: Experiment, variant: Variant) -> "Localization":
     """Returns heatmaps, boxes and scores of a variant, which is trained first if need be."""
+    from tbkd_utils.experiments.evaluation import localization
+
     return localization(within(experiment, variant), train_variant(experiment, variant))
 
 
 def classify_variant(experiment: Experiment, variant: Variant) -> dict[str, float]:
     """Returns a variant's metrics of Table 4, by name; it is trained first if need be."""
+    from tbkd_utils.experiments.evaluation import classification
+
     table = classification(within(experiment, variant), train_variant(experiment, variant))
     return dict(zip(table["metric"], table["value"], strict=True))
 

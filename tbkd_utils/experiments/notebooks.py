@@ -20,16 +20,13 @@ from typing import Any, Protocol
 import filelock
 import nbformat
 import pandas as pd
-import papermill
-from papermill.exceptions import PapermillException, PapermillExecutionError
 
 import tbkd_utils
 from tbkd_utils.errors import NotebookError, SettingsError, TbkdError
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.recipe import DEFAULT_SYSTEM, Recipe
 from tbkd_utils.experiments.system import overrides_of
-from tbkd_utils.models.checkpoints import ENVIRONMENT
-from tbkd_utils.runs import Run, file_sha256, read_json, write_json
+from tbkd_utils.runs import ENVIRONMENT, Run, file_sha256, read_json, write_json
 
 RECORD = "record.json"
 FAILED = ".failed.json"  # dotted: not part of the result, and gone when the step is tried again
@@ -179,6 +176,9 @@ class NotebookJob:
         return needed
 
     def _papermill(self, progress: bool) -> None:
+        import papermill  # a second that planning a series should not take
+        from papermill.exceptions import PapermillException, PapermillExecutionError
+
         try:
             papermill.execute_notebook(
                 self.notebook,

@@ -9,8 +9,7 @@ import pandas as pd
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.notebooks import FAILED, RECORD, Job, NotebookJob, state_of
 from tbkd_utils.experiments.series import plan
-from tbkd_utils.models.checkpoints import ENVIRONMENT, PROGRESS
-from tbkd_utils.runs import Run, read_json
+from tbkd_utils.runs import ENVIRONMENT, PROGRESS, Run, read_json
 
 
 def step_states(experiment: Experiment, notebooks: Path | None = None, only: Sequence[str] = ()) -> pd.DataFrame:

@@ -22,12 +22,11 @@ from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.recipe import DEFAULT_SYSTEM, REMOVED, Recipe, renamed
 from tbkd_utils.experiments.system import SYSTEMS, Task, find_system, named_recipe
 from tbkd_utils.localization.boxes import minimum_area
-from tbkd_utils.models.checkpoints import HISTORY
 from tbkd_utils.models.devices import compute_device
 from tbkd_utils.models.losses import build_loss
 from tbkd_utils.models.networks import Network, build_network, find_network
 from tbkd_utils.models.options import TrainingOptions
-from tbkd_utils.runs import DONE, Run, read_json, read_tensors, write_json
+from tbkd_utils.runs import DONE, HISTORY, Run, read_json, read_tensors, write_json
 
 LOCATING = "locating.json"
 NOT_SETTINGS = ("kind", "fingerprint", "weights_sha256", "system", "teacher_network")

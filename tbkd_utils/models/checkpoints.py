@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
 from tbkd_utils.models.module import LOSS, TrainingModule
-from tbkd_utils.runs import Run, write_atomic, write_json, write_tensors
+from tbkd_utils.runs import PROGRESS, Run, write_atomic, write_json, write_tensors
 
 
 class ResumeWarning(UserWarning):
@@ -106,7 +106,4 @@ class quiet_lightning(warnings.catch_warnings):  # noqa: N801 - reads as the con
         super().__exit__(*details)
 
 
-HISTORY = "history.csv"
-ENVIRONMENT = "environment.json"
 RESUME = "resume.ckpt"
-PROGRESS = ".progress.json"  # dotted: not part of the result

@@ -17,9 +17,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tbkd_utils.models.checkpoints import (
-    ENVIRONMENT,
-    HISTORY,
-    PROGRESS,
     RESUME,
     AtomicCheckpoints,
     KeepBestAndLast,
@@ -31,7 +28,7 @@ from tbkd_utils.models.devices import environment
 from tbkd_utils.models.losses import Loss
 from tbkd_utils.models.module import LOSS, TrainingModule
 from tbkd_utils.models.options import TrainingOptions
-from tbkd_utils.runs import Run, write_csv, write_json, write_tensors
+from tbkd_utils.runs import ENVIRONMENT, HISTORY, PROGRESS, Run, write_csv, write_json, write_tensors
 
 
 def fit(

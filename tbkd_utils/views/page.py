@@ -17,9 +17,8 @@ from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.notebooks import RECORD
 from tbkd_utils.experiments.series import plan
 from tbkd_utils.experiments.system import Item
-from tbkd_utils.models.checkpoints import ENVIRONMENT
 from tbkd_utils.models.devices import environment
-from tbkd_utils.runs import read_json, write_text
+from tbkd_utils.runs import ENVIRONMENT, read_json, write_text
 
 PAGE = "report.html"
 

@@ -28,13 +28,13 @@ def files(tmp_path: Path) -> list[Path]:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were read for their digest."""
     seen: list[Path] = []
-    real = module._sha256
+    real = module.file_sha256
 
     def noting(file: Path) -> str:
         seen.append(file)
         return real(file)
 
-    monkeypatch.setattr(module, "_sha256", noting)
+    monkeypatch.setattr(module, "file_sha256", noting)
     return seen
 
 

@@ -410,6 +410,6 @@ def test_one_network_is_looked_at_at_many_scales(opened) -> None:
 def test_nothing_is_read_twice_and_a_copy_with_other_settings_shares_it(opened, monkeypatch) -> None:
     experiment = opened()
     first = experiment.fingerprint
-    monkeypatch.setattr("tbkd_utils.data.manifest._sha256", lambda file: pytest.fail(f"{file} was read again"))
+    monkeypatch.setattr("tbkd_utils.data.manifest.file_sha256", lambda file: pytest.fail(f"{file} was read again"))
     assert experiment.changed(threshold=0.1).fingerprint == first
     assert opened().fingerprint == first  # another process finds the digests in the manifest
