@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tbkd_utils.data.dataset import fingerprint
-from tbkd_utils.data.geometry import Geometry
+from tbkd_utils.data.geometry import Aspect, Geometry
 from tbkd_utils.data.images import read_image, to_gray
 from tbkd_utils.data.manifest import Manifest
 from tbkd_utils.data.records import Radiograph
@@ -132,6 +132,7 @@ def load_samples(
     run_at: Callable[[str, dict], Run],
     resize: int,
     crop: int,
+    aspect: Aspect = "keep",
     manifest: Manifest | None = None,
 ) -> Samples:
     """Decodes, resizes and crops radiographs once, and reads them from the cache afterwards.
@@ -141,6 +142,7 @@ def load_samples(
         run_at: Gives the run folder for a kind and its settings.
         resize: Shorter side after resizing, in pixels.
         crop: Side of the center crop, in pixels.
+        aspect: As in `Geometry`.
         manifest: The digests of files that are known already.
 
     Raises:
@@ -148,10 +150,11 @@ def load_samples(
         DataError: If boxes refer to an image of another size than the stored one.
         RunError: If the cache cannot be written.
     """
-    run = run_at("pixels", {"fingerprint": fingerprint(records, manifest), "resize": resize, "crop": crop})
+    settings = {"fingerprint": fingerprint(records, manifest), "resize": resize, "crop": crop}
+    run = run_at("pixels", settings | ({} if aspect == "keep" else {"aspect": aspect}))
     with run.making() as needed:
         if needed:
-            _decode_all(records, run, resize, crop)
+            _decode_all(records, run, resize, crop, aspect)
     sizes = np.load(run.file(SIZES))
     for (height, width), record in zip(sizes.tolist(), records, strict=True):
         if len(record.boxes) and record.size not in (None, (width, height)):
@@ -159,7 +162,7 @@ def load_samples(
                 f"{record.path}: stored with (width, height) {(width, height)}, but its boxes refer to "
                 f"{record.size}, so they would be misplaced. Take images and annotations from the same release."
             )
-    geometries = tuple(Geometry(int(h), int(w), resize, crop) for h, w in sizes)
+    geometries = tuple(Geometry(int(h), int(w), resize, crop, aspect) for h, w in sizes)
     pairs = list(zip(geometries, records, strict=True))
     return Samples(
         names=tuple(record.name for record in records),
@@ -181,18 +184,18 @@ def scaled_areas(geometry: Geometry, boxes: np.ndarray) -> np.ndarray:
     return sides.prod(axis=1) * scale
 
 
-def _decode_all(records: Sequence[Radiograph], run: Run, resize: int, crop: int) -> None:
+def _decode_all(records: Sequence[Radiograph], run: Run, resize: int, crop: int, aspect: Aspect) -> None:
     """Streams the crops into the cache, so that memory does not grow with the number of radiographs."""
     sizes = np.zeros((len(records), 2), dtype=np.int64)
 
     def pixels(record: Radiograph) -> tuple[tuple[int, ...], np.ndarray]:
         image = to_gray(read_image(record.path))
-        geometry = Geometry(image.shape[0], image.shape[1], resize, crop)
+        geometry = Geometry(image.shape[0], image.shape[1], resize, crop, aspect)
         return image.shape[:2], geometry.pixels(image)
 
     def mask(record: Radiograph) -> tuple[tuple[int, ...], np.ndarray]:
         found = read_mask(record)
-        return found.shape, Geometry(found.shape[0], found.shape[1], resize, crop).mask(found)
+        return found.shape, Geometry(found.shape[0], found.shape[1], resize, crop, aspect).mask(found)
 
     write_atomic(run.file(PIXELS), lambda stream: _stream(stream, records, pixels, crop, sizes))
     write_atomic(run.file(SIZES), lambda stream: np.save(stream, sizes))

@@ -1,16 +1,20 @@
 """From a stored radiograph to the network's input and back: pixels and boxes through the same resize and crop.
 
-Paper section 3.2.1: resize to 256, crop the center 224. The paper does not say how boxes follow; here they take the
-same resize and crop as the pixels.
+The TB paper (section 3.2.1) resizes to 256 and crops the center 224; others squash a radiograph to a square, whatever
+its shape. No paper says how boxes follow; here they take the same way as the pixels.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from tbkd_utils.errors import DataError
+
+Aspect = Literal["keep", "squash"]
+"""What resizing does to the ratio of the sides."""
 
 
 @dataclass(frozen=True)
@@ -18,13 +22,15 @@ class Geometry:
     """Resize, then crop the center, of images of one size.
 
     The shorter side is resized to `resize` (a square image becomes square, as in the paper), then the central square
-    of side `crop` is kept. This is torchvision's `Resize(resize)` and `CenterCrop(crop)`, for boxes too.
+    of side `crop` is kept. This is torchvision's `Resize(resize)` and `CenterCrop(crop)`, for boxes too. Under "squash"
+    both sides are resized to `resize`, each by a factor of its own.
 
     Attributes:
         height: Height of the stored image, in pixels.
         width: Width of the stored image, in pixels.
         resize: Shorter side after resizing, in pixels.
         crop: Side of the kept square, in pixels; at most `resize`.
+        aspect: "keep" keeps the ratio of the sides, "squash" makes every image square.
 
     Raises:
         DataError: If a size is not positive, or `crop` exceeds `resize`.
@@ -34,6 +40,7 @@ class Geometry:
     width: int
     resize: int = 256
     crop: int = 224
+    aspect: Aspect = "keep"
 
     def __post_init__(self) -> None:
         if min(self.height, self.width, self.crop) < 1 or self.crop > self.resize:
@@ -45,6 +52,8 @@ class Geometry:
     @cached_property
     def resized(self) -> tuple[int, int]:
         """Height and width after resizing, as torchvision rounds them."""
+        if self.aspect == "squash":
+            return self.resize, self.resize
         if self.height <= self.width:
             return self.resize, int(self.resize * self.width / self.height)
         return int(self.resize * self.height / self.width), self.resize

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import numpy as np
 
 from tbkd_utils.data.dataset import byte_identical, find_layout, fingerprint, read_dataset, require_classes
+from tbkd_utils.data.geometry import Aspect
 from tbkd_utils.data.manifest import Manifest
 from tbkd_utils.data.records import Radiograph
 from tbkd_utils.data.split import split_by_group
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tbkd_utils.data.cache import Samples
 
 Value = TypeVar("Value")
+Scale = tuple[int, int, Aspect]
 SAMPLES = ("data", "synthetic", "pixels")
 """The groups of settings that decide which radiographs there are and what a network sees of them."""
 
@@ -208,12 +210,7 @@ class Experiment:
 
     # --- what a network sees -----------------------------------------------------------------------------------------
 
-    @property
-    def training_scale(self) -> tuple[int, int]:
-        """Resize and crop during training, in pixels."""
-        return self.recipe.pixels.resize, self.recipe.pixels.crop
-
-    def _samples(self, name: str, records: list[Radiograph], scale: tuple[int, int]) -> "Samples":
+    def _samples(self, name: str, records: list[Radiograph], scale: Scale) -> "Samples":
         from tbkd_utils.data.cache import load_samples  # torchvision: seconds that planning a series should not take
 
         return self._once(f"{name} {scale}", SAMPLES, lambda: load_samples(records, self.run_at, *scale, self.manifest))
@@ -226,7 +223,7 @@ class Experiment:
     @property
     def full_train(self) -> "Samples":
         """The training set with its validation split, at the scale of training."""
-        return self._samples("full train", self.train_records, self.training_scale)
+        return self._samples("full train", self.train_records, self.recipe.training_scale)
 
     @property
     def _in_validation(self) -> np.ndarray:
@@ -252,7 +249,7 @@ class Experiment:
             return self._once(
                 "validation", SAMPLES, lambda: self.full_train.subset(np.flatnonzero(self._in_validation))
             )
-        return self._samples("test", self.test_records, self.training_scale) if stopping == "test" else None
+        return self._samples("test", self.test_records, self.recipe.training_scale) if stopping == "test" else None
 
     @property
     def training_box_areas(self) -> np.ndarray:

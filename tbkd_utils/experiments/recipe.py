@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from tbkd_utils.data.geometry import Aspect
 from tbkd_utils.errors import SettingsError
 
 DEFAULT_SYSTEM = "tb"
@@ -102,6 +103,7 @@ class Pixels(Settings):
 
     resize: int = Field(256, ge=8, description="shorter side after resizing, in pixels")
     crop: int = Field(224, ge=8, description="side of the center crop, the network's input, in pixels")
+    aspect: Aspect = Field("keep", description="keep the ratio of the sides, or squash every radiograph to a square")
 
     @pydantic.model_validator(mode="after")
     def _crop_fits(self) -> Self:
@@ -274,8 +276,13 @@ class Recipe(Settings):
         return self.name if self.system == DEFAULT_SYSTEM else f"{self.system}-{self.name}"
 
     @property
-    def evaluation_scale(self) -> tuple[int, int]:
-        """Resize and crop at which a trained network is looked at, in pixels.
+    def training_scale(self) -> tuple[int, int, Aspect]:
+        """Resize and crop during training, in pixels, and what becomes of the ratio of the sides."""
+        return self.pixels.resize, self.pixels.crop, self.pixels.aspect
+
+    @property
+    def evaluation_scale(self) -> tuple[int, int, Aspect]:
+        """The same, at which a trained network is looked at.
 
         Raises:
             SettingsError: If the crop does not fit.
@@ -287,7 +294,7 @@ class Recipe(Settings):
                 f"The crop at evaluation ({crop}) is larger than the resized image ({resize}): set eval_resize and "
                 "eval_crop together."
             )
-        return resize, crop
+        return resize, crop, self.pixels.aspect
 
     @property
     def evaluation_zoom(self) -> float:

@@ -281,7 +281,7 @@ def _areas_in_dataset(trained: TrainedNetwork, data: str | Path | None) -> np.nd
     for record in experiment.train_records:
         if len(record.boxes):
             width, height = record.size or read_image(record.path).shape[1::-1]
-            parts.append(scaled_areas(Geometry(height, width, *experiment.training_scale), record.boxes))
+            parts.append(scaled_areas(Geometry(height, width, *experiment.recipe.training_scale), record.boxes))
     return np.concatenate([np.empty(0), *parts])
 
 

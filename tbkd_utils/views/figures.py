@@ -121,7 +121,7 @@ def preprocessing(image: np.ndarray, boxes: np.ndarray, recipe: Recipe, examples
         recipe: Resize, crop and RandAugment.
         examples: How many augmented versions.
     """
-    geometry = Geometry(image.shape[0], image.shape[1], recipe.pixels.resize, recipe.pixels.crop)
+    geometry = Geometry(image.shape[0], image.shape[1], *recipe.training_scale)
     crop = geometry.pixels(image)
     figure = Figure(figsize=(2.2 * (2 + examples), 2.8), dpi=IMAGE_DPI, layout="constrained")
     row = figure.subplots(1, 2 + examples)

@@ -486,7 +486,7 @@ def test_an_unknown_system_lists_the_known_ones():
 
 
 def test_the_crop_at_evaluation_fits_the_image_at_evaluation():
-    assert named_recipe("demo", eval_crop=64).evaluation_scale == (146, 64)
-    assert named_recipe("demo", eval_resize=256, eval_crop=224).evaluation_scale == (256, 224)
+    assert named_recipe("demo", eval_crop=64).evaluation_scale == (146, 64, "keep")
+    assert named_recipe("demo", eval_resize=256, eval_crop=224).evaluation_scale == (256, 224, "keep")
     with pytest.raises(SettingsError, match=r"crop at evaluation \(128\) is larger than the resized image \(100\)"):
         _ = named_recipe("demo", eval_resize=100).evaluation_scale
