@@ -1,13 +1,20 @@
 """Splits of a dataset in which every patient is on one side."""
 
+import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from tbkd_utils.data.records import Radiograph
 from tbkd_utils.data.seeding import stable_seed
 from tbkd_utils.errors import DataError
+
+TRAIN, VALIDATION, TEST = range(3)
+"""The parts of a divided set."""
+
+Division = Callable[[Sequence[Radiograph], tuple[float, float], int], np.ndarray]
+"""Radiographs (n), the shares of training and validation, and a seed, to the part of each, int64 (n,)."""
 
 
 def split_by_group(
@@ -31,13 +38,8 @@ def split_by_group(
     Raises:
         DataError: If nothing of a class would be left.
     """
-    members: dict[str, list[int]] = defaultdict(list)
-    for place, record in enumerate(records):
-        members[record.group or record.name].append(place)
-    by_class: dict[int, list[str]] = defaultdict(list)
-    for group, places in members.items():
-        counts = Counter(_stratum(records[place]) for place in places)
-        by_class[min(counts, key=lambda label: (-counts[label], label))].append(group)
+    members = _members([record.group or record.name for record in records])
+    by_class = _by_class(records, members)
     aside = np.zeros(len(records), dtype=bool)
     for label, groups in sorted(by_class.items()):
         total = sum(len(members[group]) for group in groups)
@@ -55,6 +57,99 @@ def split_by_group(
                 "validation_fraction or add radiographs."
             )
     return aside
+
+
+def divide(
+    records: Sequence[Radiograph],
+    groups: Sequence[str],
+    shares: tuple[float, float],
+    order: Callable[[list[str]], Sequence[str]],
+) -> np.ndarray:
+    """Divides radiographs into training, validation and test, class by class, each group on one side.
+
+    Of the g groups of a class, the first round(share * g) train, the next validate, the rest test; halves round to the
+    even number. A group's class is that of most of its radiographs, the lower one if there is a tie.
+
+    Args:
+        records: n radiographs.
+        groups: The group of each, such as its patient.
+        shares: Of training and validation.
+        order: Puts the groups of a class, sorted by name, into the order in which they are dealt out; called for each
+            class in turn.
+
+    Returns:
+        int64 (n,): `TRAIN`, `VALIDATION` or `TEST`.
+    """
+    members = _members(groups)
+    parts = np.empty(len(records), dtype=np.int64)
+    for _, found in sorted(_by_class(records, members).items()):
+        ends = np.cumsum([round(share * len(found)) for share in shares])
+        for place, group in enumerate(order(sorted(found))):
+            parts[members[group]] = int(np.searchsorted(ends, place, side="right"))
+    return parts
+
+
+def by_patient(records: Sequence[Radiograph], shares: tuple[float, float], seed: int) -> np.ndarray:
+    """Divides by patient, in an order by a hash of the names; a radiograph without patient is one of its own."""
+    return divide(records, [record.group or record.name for record in records], shares, _hashed(seed))
+
+
+def by_image(records: Sequence[Radiograph], shares: tuple[float, float], seed: int) -> np.ndarray:
+    """Divides image by image: radiographs of one patient fall on both sides, and the test set is known in part."""
+    return divide(records, [record.name for record in records], shares, _hashed(seed))
+
+
+DIVISIONS: dict[str, Division] = {"patients": by_patient, "images": by_image}
+"""How a set is divided, by name; a system may add to it."""
+
+
+def joined_by_copies(records: Sequence[Radiograph], identical: Sequence[Sequence[Radiograph]]) -> list[Radiograph]:
+    """Makes one patient of those who share a file, byte for byte, whatever their names say.
+
+    Args:
+        records: The radiographs.
+        identical: Groups of them whose files are the same, from `dataset.byte_identical`.
+
+    Returns:
+        The radiographs in their order; joined patients bear the first of their names.
+    """
+    first: dict[str, str] = {}
+
+    def root(group: str) -> str:
+        while first.get(group, group) != group:
+            group = first[group]
+        return group
+
+    for copies in identical:
+        names = sorted({root(record.group or record.name) for record in copies})
+        first |= dict.fromkeys(names, names[0])
+    joined = [root(record.group or record.name) for record in records]
+    return [
+        record if record.group == group or (not record.group and record.name == group)
+        else dataclasses.replace(record, group=group)
+        for record, group in zip(records, joined, strict=True)
+    ]  # fmt: skip
+
+
+def _hashed(seed: int) -> Callable[[list[str]], Sequence[str]]:
+    return lambda groups: sorted(groups, key=lambda group: stable_seed("division", seed, group))
+
+
+def _members(groups: Sequence[str]) -> dict[str, list[int]]:
+    """Group to the positions of its radiographs."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for place, group in enumerate(groups):
+        members[group].append(place)
+    return members
+
+
+def _by_class(records: Sequence[Radiograph], members: Mapping[str, list[int]]) -> dict[int, list[str]]:
+    """Class to the groups most of whose radiographs have it."""
+    by_class: dict[int, list[str]] = defaultdict(list)
+    for group, places in members.items():
+        counts = Counter(_stratum(records[place]) for place in places)
+        by_class[min(counts, key=lambda label: (-counts[label], label))].append(group)
+    return by_class
 
 
 def _stratum(record: Radiograph) -> int:

@@ -15,8 +15,8 @@ from tbkd_utils.data.dataset import byte_identical, find_layout, fingerprint, re
 from tbkd_utils.data.geometry import Aspect
 from tbkd_utils.data.manifest import Manifest
 from tbkd_utils.data.records import Radiograph
-from tbkd_utils.data.split import split_by_group
-from tbkd_utils.errors import SettingsError
+from tbkd_utils.data.split import DIVISIONS, TEST, TRAIN, VALIDATION, joined_by_copies, split_by_group
+from tbkd_utils.errors import DataError, SettingsError
 from tbkd_utils.experiments.recipe import DEFAULT_SYSTEM, Recipe
 from tbkd_utils.experiments.system import Role, System, Task, find_system, named_recipe
 from tbkd_utils.runs import Run, explained, file_sha256
@@ -160,18 +160,85 @@ class Experiment:
         return self._once("manifest", (), lambda: Manifest.beside(self.out))
 
     @property
+    def divided(self) -> bool:
+        """Whether all splits are pooled and divided anew."""
+        return self.recipe.data.division != "published"
+
+    @property
+    def _listed_pool(self) -> list[Radiograph]:
+        """Every radiograph of a set that is divided anew, in the dataset's order, copies among them."""
+        data = self.recipe.data
+        splits = tuple(dict.fromkeys([*data.train_splits, *data.test_splits]))
+        return self._once("listed pool", SAMPLES, lambda: self._read(splits))
+
+    @property
+    def pooled_records(self) -> list[Radiograph]:
+        """The same without copies; patients who share a file are one.
+
+        Raises:
+            DataError: If one file stands under two labels.
+        """
+        return self._once("pool", SAMPLES, self._pool)
+
+    def _pool(self) -> list[Radiograph]:
+        records = self._listed_pool
+        if not self.recipe.data.drop_duplicates:
+            return records
+        identical = byte_identical(records, self.manifest)
+        for group in identical:
+            if len({record.target for record in group}) > 1:
+                raise DataError(
+                    f"{' and '.join(str(record.path) for record in group)}: the same file under two labels. Remove "
+                    "the wrong one."
+                )
+        copies = {record.path for group in identical for record in group[1:]}
+        return [record for record in joined_by_copies(records, identical) if record.path not in copies]
+
+    @property
+    def parts(self) -> np.ndarray:
+        """Of a divided set, the part of each pooled radiograph: `TRAIN`, `VALIDATION` or `TEST`, int64 (n,).
+
+        Raises:
+            SettingsError: If there is no such division.
+            DataError: If a part lacks a class.
+        """
+        return self._once("parts", SAMPLES, self._divide)
+
+    def _divide(self) -> np.ndarray:
+        data = self.recipe.data
+        if data.division not in DIVISIONS:
+            known = ", ".join(["published", *DIVISIONS])
+            raise SettingsError(f"There is no division '{data.division}': expected {known}.")
+        parts = DIVISIONS[data.division](
+            self.pooled_records, (data.train_share, data.validation_share), data.division_seed
+        )
+        for part, name in ((TRAIN, "training"), (VALIDATION, "validation"), (TEST, "test")):
+            kept = [record for record, own in zip(self.pooled_records, parts, strict=True) if own == part]
+            require_classes(kept, f"{name} (divided by {data.division})", self.task.classes)
+        return parts
+
+    def _of_pool(self, chosen: np.ndarray) -> list[Radiograph]:
+        return [self.pooled_records[place] for place in np.flatnonzero(chosen)]
+
+    @property
     def test_records(self) -> list[Radiograph]:
-        """The radiographs of the test splits, in the dataset's order."""
+        """The radiographs to test on, in the dataset's order."""
+        if self.divided:
+            return self._of_pool(self.parts == TEST)
         return self._once("test records", SAMPLES, lambda: self._read(self.recipe.data.test_splits))
 
     @property
     def listed_train_records(self) -> list[Radiograph]:
-        """The radiographs of the training splits, in the dataset's order, copies among them."""
+        """The radiographs of the training splits, in the dataset's order, copies among them unless they are divided."""
+        if self.divided:
+            return self._of_pool(self.parts != TEST)
         return self._once("listed", SAMPLES, lambda: self._read(self.recipe.data.train_splits))
 
     @property
     def train_records(self) -> list[Radiograph]:
         """The radiographs to train on, the validation split among them; copies are left out if the recipe says so."""
+        if self.divided:
+            return self.listed_train_records
         return self._once("train records", SAMPLES, self._without_copies)
 
     def _without_copies(self) -> list[Radiograph]:
@@ -186,7 +253,9 @@ class Experiment:
 
     @property
     def copies_left_out(self) -> int:
-        """How many training files were left out as byte-identical copies."""
+        """How many training files were left out as byte-identical copies; of a divided set, how many of all files."""
+        if self.divided:
+            return len(self._listed_pool) - len(self.pooled_records)
         return len(self.listed_train_records) - len(self.train_records)
 
     def _read(self, splits: tuple[str, ...]) -> list[Radiograph]:
@@ -204,9 +273,11 @@ class Experiment:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over names, labels, boxes and bytes of every radiograph in use."""
-        return self._once(
-            "fingerprint", SAMPLES, lambda: fingerprint([*self.train_records, *self.test_records], self.manifest)
-        )
+
+        def used() -> list[Radiograph]:
+            return self.pooled_records if self.divided else [*self.train_records, *self.test_records]
+
+        return self._once("fingerprint", SAMPLES, lambda: fingerprint(used(), self.manifest))
 
     # --- what a network sees -----------------------------------------------------------------------------------------
 
@@ -215,19 +286,48 @@ class Experiment:
 
         return self._once(f"{name} {scale}", SAMPLES, lambda: load_samples(records, self.run_at, *scale, self.manifest))
 
+    def _test(self, scale: Scale) -> "Samples":
+        if self.divided:
+            return self._samples("pool", self.pooled_records, scale).subset(np.flatnonzero(self.parts == TEST))
+        return self._samples("test", self.test_records, scale)
+
+    def _full_train(self, scale: Scale) -> "Samples":
+        if self.divided:
+            return self._samples("pool", self.pooled_records, scale).subset(np.flatnonzero(self.parts != TEST))
+        return self._samples("full train", self.train_records, scale)
+
     @property
     def test(self) -> "Samples":
         """The test set, at the scale of evaluation."""
-        return self._samples("test", self.test_records, self.recipe.evaluation_scale)
+        scale = self.recipe.evaluation_scale
+        return self._once(f"test at {scale}", SAMPLES, lambda: self._test(scale))
 
     @property
     def full_train(self) -> "Samples":
         """The training set with its validation split, at the scale of training."""
-        return self._samples("full train", self.train_records, self.recipe.training_scale)
+        scale = self.recipe.training_scale
+        return self._once(f"full train at {scale}", SAMPLES, lambda: self._full_train(scale))
+
+    @property
+    def held_out(self) -> "Samples":
+        """The validation split at the scale of evaluation, from which settings may be chosen without the test set.
+
+        Raises:
+            SettingsError: If there is none, since the test set or the training set stops the training.
+        """
+        if self.recipe.training.early_stopping_on != "validation":
+            raise SettingsError("There is no validation split to choose from: set early_stopping_on to 'validation'.")
+        scale = self.recipe.evaluation_scale
+        return self._once(
+            f"held out at {scale}", SAMPLES,
+            lambda: self._full_train(scale).subset(np.flatnonzero(self._in_validation)),
+        )  # fmt: skip
 
     @property
     def _in_validation(self) -> np.ndarray:
         """Which of the training set form the validation split, bool (n,)."""
+        if self.divided:
+            return self.parts[self.parts != TEST] == VALIDATION
         data = self.recipe.data
         return self._once(
             "in validation", SAMPLES,
@@ -249,7 +349,7 @@ class Experiment:
             return self._once(
                 "validation", SAMPLES, lambda: self.full_train.subset(np.flatnonzero(self._in_validation))
             )
-        return self._samples("test", self.test_records, self.recipe.training_scale) if stopping == "test" else None
+        return self._test(self.recipe.training_scale) if stopping == "test" else None
 
     @property
     def training_box_areas(self) -> np.ndarray:

@@ -75,9 +75,27 @@ class Data(Settings):
     validation_fraction: float = Field(
         0.1, gt=0, le=0.5, description="share of the training set kept aside when early_stopping_on is validation"
     )
+    division: str = Field(
+        "published",
+        description="published: the splits as they are; patients or images: all of them pooled and divided anew",
+    )
+    train_share: float = Field(0.7, gt=0, lt=1, description="a divided set: share of the patients for training")
+    validation_share: float = Field(
+        0.15, gt=0, lt=1, description="a divided set: share of the patients for validation; the rest tests"
+    )
+    division_seed: int = Field(0, ge=0, le=2**31, description="a divided set: seed of the division")
     data_seed: int = Field(
         0, ge=0, le=2**31, description="seed of the validation split, the order of batches and the augmentation"
     )
+
+    @pydantic.model_validator(mode="after")
+    def _something_to_test(self) -> Self:
+        if self.train_share + self.validation_share >= 1:
+            raise ValueError(
+                f"train_share ({self.train_share}) and validation_share ({self.validation_share}) leave nothing to test "
+                "on: their sum has to be below 1"
+            )
+        return self
 
 
 class Synthetic(Settings):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tbkd_utils.data.records import Radiograph
-from tbkd_utils.data.split import split_by_group
+from tbkd_utils.data.split import TEST, TRAIN, VALIDATION, by_image, by_patient, joined_by_copies, split_by_group
 from tbkd_utils.errors import DataError
 
 
@@ -67,3 +67,39 @@ def test_several_findings_are_split_by_whether_there_is_any() -> None:
 def test_a_class_that_would_be_gone_is_named() -> None:
     with pytest.raises(DataError, match="class pneumonia aside leaves none"):
         split_by_group([*records(5, 1, 0, "a"), *records(1, 4, 1, "b")], 0.2, 0, ("normal", "pneumonia"))
+
+
+# --- training, validation and test at once --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_division_keeps_patients_together_and_every_share(cohort: list[Radiograph], seed: int) -> None:
+    parts = by_patient(cohort, (0.7, 0.15), seed)
+    where = {r.group: set(parts[[o.group == r.group for o in cohort]].tolist()) for r in cohort}
+    assert all(len(part) == 1 for part in where.values())
+    for target, patients in ((0, (14, 3, 3)), (1, (7, 2, 1)), (2, (6, 1, 1))):  # round(.7 n), round(.15 n), the rest
+        found = [where[group].copy().pop() for group in {r.group for r in cohort if r.target == target}]
+        assert tuple(found.count(part) for part in (TRAIN, VALIDATION, TEST)) == patients
+    assert np.array_equal(by_patient(cohort[::-1], (0.7, 0.15), seed)[::-1], parts)
+    assert not np.array_equal(by_patient(cohort, (0.7, 0.15), seed + 1), parts)
+
+
+def test_halves_round_to_the_even_number_as_in_the_pneumonia_paper() -> None:
+    few = [*records(10, 1, 0, "n"), *records(20, 1, 1, "p")]
+    for divided in (by_patient(few, (0.7, 0.15), 3), by_image(few, (0.7, 0.15), 3)):
+        counts = [[int((divided[start:stop] == part).sum()) for part in (TRAIN, VALIDATION, TEST)]
+                  for start, stop in ((0, 10), (10, 30))]  # fmt: skip
+        assert counts == [[7, 2, 1], [14, 3, 3]]
+
+
+def test_a_division_by_image_tears_patients_apart(cohort: list[Radiograph]) -> None:
+    parts = by_image(cohort, (0.7, 0.15), 0)
+    assert any(len({p for r, p in zip(cohort, parts, strict=True) if r.group == f"a{i}"}) > 1 for i in range(20))
+
+
+def test_those_who_share_a_file_become_one_patient() -> None:
+    some = [*records(4, 2, 0, "a"), Radiograph(Path("alone.png"), 0, np.zeros((0, 4)), "made")]
+    joined = joined_by_copies(some, [(some[1], some[2]), (some[3], some[8]), (some[6], some[7])])
+    assert [r.group for r in joined] == ["a0"] * 4 + ["a2", "a2", "a3", "a3", "a0"]
+    assert [r.path for r in joined] == [r.path for r in some]
+    assert joined_by_copies(some, []) == some

@@ -351,8 +351,9 @@ def strategy(name):
     return st.lists(entries, min_size=1, max_size=3)
 
 
-# The sizes depend on each other, and so do the synthetic counts.
-INDEPENDENT = [n for n in SETTABLE if n not in ("resize", "crop", "synthetic_train", "synthetic_val")]
+# The sizes depend on each other, and so do the synthetic counts and the shares.
+DEPENDENT = ("resize", "crop", "synthetic_train", "synthetic_val", "train_share", "validation_share")
+INDEPENDENT = [n for n in SETTABLE if n not in DEPENDENT]
 
 
 @settings(deadline=None, max_examples=60)
