@@ -1,7 +1,7 @@
 """Intervals and paired tests: how sure a number is.
 
 Two questions, kept apart. *Over images*: one network, one test set, would another draw of patients change the
-number? (bootstrap, sign-flip permutation.) *Over seeds*: would another training change it? (mean, standard
+number? (bootstrap, Wilson, sign-flip permutation.) *Over seeds*: would another training change it? (mean, standard
 deviations, t interval.)
 """
 
@@ -117,6 +117,29 @@ def bootstrap_metric(
         low, high = np.quantile(found, _tails(level)) if found.size else (np.nan, np.nan)
         intervals[name] = (float(low), float(high))
     return intervals
+
+
+def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share, such as an accuracy or a sensitivity (Wilson 1927).
+
+    It needs no draws, never leaves [0, 1], and has a width even when all or none of the images are right.
+
+    Args:
+        successes: Number of images that count, in 0..n.
+        n: Number of images, >= 1.
+        level: Coverage, in (0, 1).
+
+    Returns:
+        (low, high), in [0, 1].
+
+    Raises:
+        UsageError: `n` or `successes` is not whole or out of range, or `level` is.
+    """
+    _check_options(level, 1)
+    if not (n == n // 1 and n >= 1 and successes == successes // 1 and 0 <= successes <= n):
+        raise UsageError(f"successes and n must be whole numbers, 0 <= successes <= n, n >= 1; got {successes} of {n}")
+    ends = stats.binomtest(int(successes), int(n)).proportion_ci(confidence_level=level, method="wilson")
+    return float(ends.low), float(ends.high)
 
 
 def paired_permutation_test(a: ArrayLike, b: ArrayLike, *, resamples: int = 10_000, seed: int = 0) -> float:

@@ -98,16 +98,16 @@ def test_auc_sees_only_the_order(images):
     assert classification_metrics(1 - p, y)["auc"] == pytest.approx(1 - auc, nan_ok=True)
 
 
-def test_a_tie_at_the_threshold_is_no_tb_as_in_argmax():
+def test_a_tie_at_the_threshold_is_negative_as_in_argmax():
     logits = torch.tensor([[0.0, 0.0], [0.0, 0.1], [0.1, 0.0]])
     found = classification_metrics(logits.softmax(1)[:, 1].numpy(), logits.argmax(1).numpy())
     assert found["accuracy"] == 1.0
 
 
 def test_what_is_undefined_is_nan():
-    only_tb = classification_metrics([0.9, 0.1], [1, 1])
-    assert only_tb["sensitivity"] == only_tb["accuracy"] == 0.5
-    assert all(math.isnan(only_tb[name]) for name in ("auc", "specificity", "average_recall"))
+    only_positive = classification_metrics([0.9, 0.1], [1, 1])
+    assert only_positive["sensitivity"] == only_positive["accuracy"] == 0.5
+    assert all(math.isnan(only_positive[name]) for name in ("auc", "specificity", "average_recall"))
     never = classification_metrics([0.1, 0.2], [0, 1])
     assert math.isnan(never["average_precision"])
     assert never["average_recall"] == 0.5
@@ -125,7 +125,7 @@ def test_rows_and_summary():
     assert (table["value"] <= table["high"]).all()
     assert (table["n"] == 1800).all()
     sensitivity = table.set_index("metric").loc["sensitivity"]
-    half = 1.96 * math.sqrt(0.91 * 0.09 / 200)  # 200 TB images in every resample
+    half = 1.96 * math.sqrt(0.91 * 0.09 / 200)  # 200 positive images in every resample
     assert (sensitivity["low"], sensitivity["high"]) == pytest.approx((0.91 - half, 0.91 + half), abs=0.012)
     pd.testing.assert_frame_equal(classification_summary(rows, resamples=300), table)
     read = pd.read_csv(io.StringIO(rows.to_csv(index=False)))
@@ -140,7 +140,7 @@ def test_rows_keep_float32_probabilities_exactly():
 
 
 def test_summary_draws_within_each_label():
-    # the TB image is always missed and the others are always right: the accuracy moves only with the balance
+    # the positive image is always missed and the others are always right: the accuracy moves only with the balance
     rows = classification_rows(["x"] * 10, [0.1] * 10, [1] + [0] * 9, ["s"] * 10)
     table = classification_summary(rows, resamples=50).set_index("metric")
     assert tuple(table.loc["accuracy", ["value", "low", "high"]]) == (0.9, 0.9, 0.9)
@@ -163,7 +163,7 @@ def test_summary_of_one_class_has_nan_where_undefined():
         ([0.5, 1.01], [0, 1], "entry 1 is 1.01"),
         ([-0.1], [0], "entry 0"),
         ([np.nan], [0], "nan"),
-        ([0.5], [2], "labels"),
+        ([0.5], [2], r"labels must be 0 \(negative\) or 1 \(positive\); entry 0"),
         ([0.5], [np.nan], "labels"),
     ],
 )

@@ -17,6 +17,7 @@ from tbkd_utils.metrics.statistics import (
     paired_difference,
     paired_permutation_test,
     seeds_needed,
+    wilson_interval,
 )
 
 TEACHER = [0.1814, 0.1324, 0.1482, 0.1154]
@@ -85,6 +86,27 @@ def test_metric_leaves_undefined_resamples_out():
     )
     assert found["some"] == (2.0, 2.0)
     assert np.isnan(found["none"]).all()
+
+
+@given(st.integers(1, 60), st.data(), st.sampled_from([0.5, 0.9, 0.95]))
+@settings(max_examples=40, deadline=None)
+def test_wilson_ends_are_where_the_score_test_just_rejects(n, data, level):
+    k = data.draw(st.integers(0, n))
+    ends, z = wilson_interval(k, n, level=level), stats.norm.ppf(0.5 + level / 2)
+    for end in ends:  # (k/n - end)^2 = z^2 end (1 - end) / n, or the border itself
+        assert (k / n - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / n, abs=1e-9)
+    assert 0 <= ends[0] <= k / n <= ends[1] <= 1
+    assert ends[0] < ends[1]
+    assert wilson_interval(n - k, n, level=level) == pytest.approx((1 - ends[1], 1 - ends[0]))
+
+
+def test_wilson_by_hand():
+    assert wilson_interval(0, 1) == pytest.approx((0, 0.7934507), abs=1e-6)  # z^2 / (1 + z^2)
+    for k, n in ((-1, 3), (4, 3), (0, 0), (1.5, 3), (1, 2.5), (np.nan, 3), (1, np.inf)):
+        with pytest.raises(UsageError, match="whole"):
+            wilson_interval(k, n)
+    with pytest.raises(UsageError, match="level"):
+        wilson_interval(1, 2, level=1)
 
 
 @given(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=7))
