@@ -24,11 +24,11 @@ from tbkd_utils.errors import DataError
 Part = TypeVar("Part")
 _CATEGORIES = ("ActiveTuberculosis", "ObsoletePulmonaryTuberculosis", "PulmonaryTuberculosis")
 _FORMAT = 1  # raise when the same spec draws other pixels
-_NOTICE = (
+NOTICE = (
     "SYNTHETIC images drawn by a program (tbkd_utils.synthetic). Not medical data: no patient, no radiograph "
     "and no diagnosis stands behind any of them. For trying and teaching the method only."
 )
-_README = f"""{_NOTICE}
+_README = f"""{NOTICE}
 
 Folders and files as in TBX11K. Odd image numbers are train, even ones val; boxes are in pixels of the images here.
 synthetic.json records the settings and, for each image, the marker (a bright "L" in the upper right corner, which
@@ -80,17 +80,19 @@ def write_synthetic(
             # TB first, as in TBX11K.
             samples = [describe_sample(split, c, i, **settings) for c, n in reversed(counts) for i in range(n)]
             for sample in samples:
-                (root / "imgs" / sample.name).write_bytes(_png(render_sample(sample)))
+                (root / "imgs" / sample.name).write_bytes(encoded_png(render_sample(sample)))
                 records[sample.name] = _record(sample)
-            _write_json(root / f"annotations/json/TBX11K_{split}.json", _coco(samples))
+            write_sorted_json(root / f"annotations/json/TBX11K_{split}.json", _coco(samples))
             only_tb = [sample for sample in samples if sample.lesions]
-            _write_json(root / f"annotations/json/TBX11K_{split}_only_tb.json", _coco(only_tb))
+            write_sorted_json(root / f"annotations/json/TBX11K_{split}_only_tb.json", _coco(only_tb))
             listed[split] = [sample.name for sample in samples]
         listed["trainval"] = listed["train"] + listed["val"]
         for split, names in listed.items():
             (root / f"lists/TBX11K_{split}.txt").write_text("".join(f"{name}\n" for name in names))
         (root / "README.txt").write_text(_README)
-        _write_json(root / "synthetic.json", {"notice": _NOTICE, "format": _FORMAT, "spec": spec, "images": records})
+        write_sorted_json(
+            root / "synthetic.json", {"notice": NOTICE, "format": _FORMAT, "spec": spec, "images": records}
+        )
     except OSError as error:
         raise DataError(
             f"cannot write the synthetic dataset to {root} ({error.strerror or error}: {error.filename}): "
@@ -143,7 +145,8 @@ def _read_records(root: str | Path, part: Callable[[dict[str, Any]], Part]) -> d
         raise DataError(f"{path} cannot be read as a synthetic record ({error!r}): write the dataset again") from error
 
 
-def _whole(name: str, value: Any, least: int) -> int:
+def whole_number(name: str, value: Any, least: int) -> int:
+    """Returns a whole number of at least `least`, or raises a `DataError` that names the argument."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -159,20 +162,21 @@ def _check_spec(train: Sequence[int], val: Sequence[int], size: int, marker_rate
     for split, counts in (("train", train), ("val", val)):
         if not isinstance(counts, Sequence) or len(counts) != len(CLASSES):
             raise DataError(f"{split} = {counts!r}: expected three counts (healthy, sick, tb)")
-        spec[split] = [_whole(f"{split} count of {c}", n, 0) for c, n in zip(CLASSES, counts, strict=True)]
+        spec[split] = [whole_number(f"{split} count of {c}", n, 0) for c, n in zip(CLASSES, counts, strict=True)]
     if not any(spec["train"] + spec["val"]):
         raise DataError("train and val are all zero: ask for at least one image")
     if not isinstance(marker_rate, int | float) or not 0 <= marker_rate <= 1:
         raise DataError(f"marker_rate = {marker_rate!r}: expected a share from 0 to 1")
     return {
         **spec,
-        "size": _whole("size", size, 64),
+        "size": whole_number("size", size, 64),
         "marker_rate": float(marker_rate),
-        "seed": _whole("seed", seed, 0),
+        "seed": whole_number("seed", seed, 0),
     }
 
 
-def _png(image: NDArray[np.uint8]) -> bytes:
+def encoded_png(image: NDArray[np.uint8]) -> bytes:
+    """Returns a gray image (h, w) as the bytes of a PNG file."""
     done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
         raise DataError("OpenCV cannot encode a PNG: reinstall opencv-python-headless")
@@ -200,9 +204,10 @@ def _coco(samples: Sequence[Sample]) -> dict[str, Any]:
             link = {"id": len(annotations) + 1, "image_id": image_id, "category_id": lesion.category, "iscrowd": 0}
             annotations.append({**link, **box, **side})
     categories = [{"id": i, "name": name, "supercategory": "Tuberculosis"} for i, name in enumerate(_CATEGORIES, 1)]
-    info = [{"description": _NOTICE, "version": str(_FORMAT)}]
+    info = [{"description": NOTICE, "version": str(_FORMAT)}]
     return {"info": info, "licenses": [], "categories": categories, "images": images, "annotations": annotations}
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_sorted_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file whose bytes depend on its content alone."""
     path.write_text(json.dumps(content, indent=1) + "\n")
