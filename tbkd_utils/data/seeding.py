@@ -4,8 +4,6 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 
-import torch
-
 
 def stable_seed(*parts: int | str) -> int:
     """Returns a 63-bit seed that depends on the parts alone, the same on every machine."""
@@ -16,6 +14,8 @@ def stable_seed(*parts: int | str) -> int:
 @contextlib.contextmanager
 def torch_seeded(seed: int) -> Iterator[None]:
     """Seeds torch's CPU generator for a block and puts its state back afterwards."""
+    import torch  # here, so that naming a system takes no seconds
+
     state = torch.random.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:

@@ -1,18 +1,26 @@
-"""Pixels after resize and crop: RandAugment (training only), then mean and standard deviation (paper section 3.2.1)."""
+"""Pixels after resize and crop: augmentation (training only), then mean and standard deviation.
+
+RandAugment and ImageNet's values are the TB paper's (section 3.2.1).
+"""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms import RandAugment
 
+from tbkd_utils.data.augmentations import nine
 from tbkd_utils.data.seeding import torch_seeded
 from tbkd_utils.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Augment = Callable[[np.ndarray, np.ndarray | None, int], tuple[np.ndarray, np.ndarray | None]]
+"""Image uint8 (H, W), its mask uint8 (H, W) or None, and a seed, to both augmented alike."""
 
 
 def standardize(
@@ -64,6 +72,30 @@ class _RandAugment(RandAugment):
     """torchvision's, which lists its operations and their magnitudes anew for every image; this one remembers."""
 
     _augmentation_space = functools.lru_cache(maxsize=32)(RandAugment._augmentation_space)
+
+
+AUGMENTATIONS: dict[str, Callable[[Mapping[str, Any]], Augment]] = {
+    "randaugment": lambda settings: functools.partial(
+        rand_augment, operations=settings["randaugment_ops"], magnitude=settings["randaugment_magnitude"]
+    ),
+    "nine": lambda settings: functools.partial(nine, noise=(settings["noise_low"], settings["noise_high"])),
+}
+"""Every augmentation by name, made from the settings of a recipe by their names."""
+
+
+def build_augmentation(name: str, settings: Mapping[str, Any]) -> Augment:
+    """Returns an augmentation with its settings.
+
+    Args:
+        name: A key of `AUGMENTATIONS`.
+        settings: Setting to value; an augmentation takes those that it knows.
+
+    Raises:
+        UsageError: If there is no such augmentation.
+    """
+    if name not in AUGMENTATIONS:
+        raise UsageError(f"There is no augmentation '{name}': expected one of {', '.join(AUGMENTATIONS)}.")
+    return AUGMENTATIONS[name](settings)
 
 
 @functools.lru_cache(maxsize=32)

@@ -204,13 +204,7 @@ def localization(experiment: Experiment, trained: TrainedNetwork) -> Localizatio
     """
     recipe = experiment.recipe
     samples = _scored(experiment, trained)
-    areas = experiment.training_box_areas * recipe.evaluation_zoom
-    if len(areas) == 0:
-        raise UsageError(
-            f"{experiment.root}: no training radiograph has a box, but Algorithm 1 takes its minimum area from them. "
-            "Complete the annotations."
-        )
-    min_area = minimum_area(areas, recipe.scores.min_area_quantile)
+    min_area = _min_area(experiment)
 
     scored = {"scored_images": recipe.scores.scored_images}
     heat = experiment.run_at("heatmaps", _looked_at(experiment, trained) | recipe.differences("heatmaps") | scored)
@@ -230,6 +224,20 @@ def localization(experiment: Experiment, trained: TrainedNetwork) -> Localizatio
             write_csv(run.file("thresholds.csv"), threshold_rows(*given, min_area, THRESHOLDS, **how))
             write_csv(run.file("thresholds_all_sizes.csv"), threshold_rows(*given, 0.0, THRESHOLDS, **how))
     return found
+
+
+def _min_area(experiment: Experiment) -> float:
+    """Algorithm 1's minimum area, in square pixels of the crop."""
+    recipe = experiment.recipe
+    if recipe.scores.min_area == "none":
+        return 0.0
+    areas = experiment.training_box_areas * recipe.evaluation_zoom
+    if len(areas) == 0:
+        raise UsageError(
+            f"{experiment.root}: no training radiograph has a box, but Algorithm 1 takes its minimum area from them. "
+            "Complete the annotations, or set min_area to 'none'."
+        )
+    return minimum_area(areas, recipe.scores.min_area_quantile)
 
 
 def heatmapper(trained: TrainedNetwork, recipe: Recipe) -> Heatmapper:

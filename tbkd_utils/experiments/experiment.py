@@ -96,7 +96,7 @@ class Experiment:
     @property
     def synthetic(self) -> bool:
         """Whether the radiographs are drawn by this package, for this recipe or by `tbkd data synthesize`."""
-        return self.data is None or (self.root / "synthetic.json").is_file()
+        return self.data is None or any((one / self.system.drawn).is_file() for one in (self.root, self.root.parent))
 
     @property
     def runs(self) -> Path:
@@ -132,11 +132,12 @@ class Experiment:
     @property
     def root(self) -> Path:
         """The folder where the dataset was found; a synthetic set is drawn when first asked for."""
-        return self._once("root", ("synthetic",), self._find_or_draw)
+        found = self._once("found", ("synthetic",), self._find_or_draw)
+        return self._once("root", ("synthetic",), lambda: find_layout(found, self.system.readers).root)
 
     def _find_or_draw(self) -> Path:
         if self.data is not None:
-            return find_layout(self.data, self.system.readers).root
+            return self.data
         draw = self.system.draw
         if draw is None:
             raise SettingsError(
@@ -355,6 +356,13 @@ class Experiment:
     def training_box_areas(self) -> np.ndarray:
         """Areas of the training set's boxes at the scale of training, before clipping to the crop, float64 (k,)."""
         return np.concatenate([np.empty(0), *self.full_train.areas])
+
+    @property
+    def class_counts(self) -> tuple[int, ...]:
+        """How many radiographs of each class are trained on; with several labels, how many have each."""
+        targets, classes = self.train.targets, len(self.task.classes)
+        counts = targets.sum(axis=0) if targets.ndim == 2 else np.bincount(targets, minlength=classes)
+        return tuple(int(count) for count in counts)
 
     # --- what names a trained network --------------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def within(experiment: Experiment, variant: Variant) -> Experiment:
-    """Returns the experiment with a variant's settings of the training."""
-    groups = {group for role in experiment.system.roles.values() for group in role.groups} - {"data", "pixels"}
+    """Returns the experiment with a variant's settings of data and training."""
+    groups = {group for role in experiment.system.roles.values() for group in role.groups}
     return experiment.changed(**variant.recipe.flat(*groups))
 
 

@@ -237,6 +237,8 @@ class TrainingJob:
     def execute(self, progress: bool) -> bool:
         """Trains the network unless it is trained, and evaluates it, so that tables find their rows.
 
+        Boxes are scored only where the test set has some.
+
         Args:
             progress: Whether to show a progress bar on standard error.
 
@@ -250,7 +252,8 @@ class TrainingJob:
         experiment = Experiment(self.recipe, self.out, self.data)
         trained = train(experiment, self.role, progress=progress)
         classification(experiment, trained)
-        localization(experiment, trained)
+        if any(len(boxes) for boxes in experiment.test.boxes):
+            localization(experiment, trained)
         return needed
 
 

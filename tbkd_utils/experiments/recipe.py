@@ -92,8 +92,8 @@ class Data(Settings):
     def _something_to_test(self) -> Self:
         if self.train_share + self.validation_share >= 1:
             raise ValueError(
-                f"train_share ({self.train_share}) and validation_share ({self.validation_share}) leave nothing to test "
-                "on: their sum has to be below 1"
+                f"train_share ({self.train_share}) and validation_share ({self.validation_share}) leave nothing to "
+                "test on: their sum has to be below 1"
             )
         return self
 
@@ -101,11 +101,16 @@ class Data(Settings):
 class Synthetic(Settings):
     """The set that is drawn when no folder is given."""
 
-    synthetic_train: Counts = Field((), description="synthetic set: healthy, sick, TB for training")
-    synthetic_val: Counts = Field((), description="synthetic set: healthy, sick, TB for testing")
+    synthetic_train: Counts = Field(
+        (), description="synthetic set: training images of each kind (healthy, sick, TB), or persons"
+    )
+    synthetic_val: Counts = Field((), description="synthetic set: the same for testing")
     synthetic_size: int = Field(256, ge=64, description="synthetic set: side of an image in pixels")
     synthetic_marker_rate: float = Field(
         0.9, ge=0, le=1, description="synthetic set: how often the side marker agrees with the label in train"
+    )
+    synthetic_identity: float = Field(
+        0.0, ge=0, le=1, description="synthetic set: strength of a mark by which a network knows a person again"
     )
     synthetic_seed: int = Field(0, ge=0, description="synthetic set: seed of the drawing")
 
@@ -138,14 +143,25 @@ class Training(Settings):
     weights: str = Field(
         "imagenet1k_v1", description="imagenet1k_v1, imagenet1k_v2, imagenet, none, or a file of weights"
     )
+    head: str = Field("linear", description="what replaces the network's last layer: linear, or mlp of three layers")
     seed: int = Field(42, ge=0, le=2**31, description="seed of the last layer's initial weights, and of nothing else")
+    augmentation: str = Field("randaugment", description="randaugment, or nine (shifts, contrast, noise, blur, holes)")
     randaugment_ops: int = Field(2, ge=0, description="RandAugment: operations per image; 0 switches it off")
     randaugment_magnitude: int = Field(9, ge=0, le=30, description="RandAugment: magnitude, of 30")
+    noise_low: float = Field(0.2, ge=0, le=1, description="nine: least standard deviation of noise, share of white")
+    noise_high: float = Field(0.44, ge=0, le=1, description="nine: largest standard deviation of the noise")
+    balance: Literal["none", "sampler", "alpha", "both"] = Field(
+        "none", description="what corrects unequal classes: drawing them evenly, weights in the loss (focal), both"
+    )
+    drop_last: bool = Field(False, description="leave out a last batch that is not full")
     learning_rate: float = Field(1e-3, gt=0, description="Adam's learning rate")
     weight_decay: float = Field(1e-4, ge=0, description="Adam's weight decay")
     batch_size: int = Field(64, ge=1, description="radiographs per step")
     epochs: int = Field(100, ge=1, description="largest number of epochs")
-    patience: int = Field(10, ge=1, description="stop after this many epochs without a lower loss")
+    patience: int = Field(10, ge=1, description="stop after this many epochs without a better value of the metric")
+    early_stopping_metric: Literal["loss", "accuracy"] = Field(
+        "loss", description="which number of the validation radiographs stops training"
+    )
     early_stopping_on: Literal["test", "validation", "train"] = Field(
         "test", description="whose loss stops training: test is the paper's choice, and leaks"
     )
@@ -156,6 +172,17 @@ class Training(Settings):
     label_smoothing: float = Field(
         0.0, ge=0, le=0.9, description="label smoothing of a network that has no teacher; 0 is the paper's"
     )
+
+    @pydantic.model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.noise_low > self.noise_high:
+            raise ValueError(f"noise_low ({self.noise_low}) lies above noise_high ({self.noise_high})")
+        if self.early_stopping_metric == "accuracy" and self.early_stopping_on == "train":
+            raise ValueError(
+                "early_stopping_metric is accuracy, which is not computed on the training set: set early_stopping_on "
+                "to validation"
+            )
+        return self
 
 
 class Distillation(Settings):
@@ -218,6 +245,9 @@ class Scores(Settings):
     area: Literal["rectangle", "contour"] = Field("rectangle", description="Algorithm 1, line 7")
     min_area_quantile: float = Field(
         0.0, ge=0, le=1, description="Algorithm 1, line 8: this quantile of the training boxes' areas"
+    )
+    min_area: Literal["training_boxes", "none"] = Field(
+        "training_boxes", description="Algorithm 1, line 8: from the training boxes, or none, where there are no boxes"
     )
     no_prediction: Literal["zero", "skip"] = Field(
         "zero", description="an image without predicted box scores zero or is left out"

@@ -90,6 +90,7 @@ class System:
         readers: The layouts on disk that it reads.
         presets: Name to the settings that differ from the recipe's defaults.
         draw: Draws the synthetic set of a recipe into a new folder, in one of the layouts; None if there is none.
+        drawn: The file, in the folder of a drawn set or the one above, by which it is told from radiographs.
         grids: Name of a grid to its networks, as a function of the recipe.
         recipe: The recipe's class, where a system has groups of settings of its own.
         report: The parts of its report.
@@ -102,6 +103,7 @@ class System:
     readers: tuple[type[Reader], ...]
     presets: Mapping[str, Mapping[str, Any]]
     draw: Callable[[Path, Recipe], None] | None = None
+    drawn: str = "synthetic.json"
     grids: Mapping[str, Callable[[Recipe], list[Variant]]] = field(default_factory=dict, repr=False)
     recipe: type[Recipe] = Recipe
     report: tuple[Item, ...] = field(default=(), repr=False)

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from tbkd_utils.data.cache import Samples, scaled_areas
 from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.images import read_image
 from tbkd_utils.data.loaders import plain_loader, training_loader
-from tbkd_utils.data.transforms import rand_augment
+from tbkd_utils.data.transforms import build_augmentation
 from tbkd_utils.errors import RunError, SettingsError
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.recipe import DEFAULT_SYSTEM, REMOVED, Recipe, renamed
@@ -58,7 +57,7 @@ class TrainedNetwork:
     @property
     def network(self) -> Network:
         """What is declared of its architecture."""
-        return find_network(self._network_name)
+        return find_network(self._network_name, self.recipe.training.head)
 
     @property
     def _network_name(self) -> str:
@@ -83,7 +82,7 @@ class TrainedNetwork:
     def model(self) -> nn.Module:
         """Returns the kept network, on `device`, in evaluation mode and in the recipe's memory format."""
         training = self.recipe.training
-        model = build_network(self._network_name, len(self.task.classes), "none", training.seed)
+        model = build_network(self._network_name, len(self.task.classes), "none", training.seed, training.head)
         model.load_state_dict(read_tensors(self.run.file(f"{training.keep}.safetensors")))
         layout = torch.channels_last if training.channels_last else torch.contiguous_format
         return model.to(self.device).to(memory_format=layout).eval()
@@ -115,23 +114,24 @@ def train(experiment: Experiment, role: str, *, progress: bool = False) -> Train
 def _fit(experiment: Experiment, role: str, run: Run, progress: bool) -> None:
     from tbkd_utils.models.loop import fit  # Lightning: seconds that reading a finished run should not take
 
-    recipe, network = experiment.recipe, find_network(experiment.network_of(role))
+    recipe, network = experiment.recipe, find_network(experiment.network_of(role), experiment.recipe.training.head)
     training, learns_from = recipe.training, experiment.role(role).teacher
     teacher = _teacher(experiment, learns_from, progress) if learns_from is not None else None
-    if training.randaugment_ops and experiment.train.masks is not None:
+    if training.augmentation == "randaugment" and training.randaugment_ops and experiment.train.masks is not None:
         raise SettingsError(
             "RandAugment moves pixels and not their masks: set randaugment_ops to 0 for radiographs with masks."
         )
-    augment = partial(rand_augment, operations=training.randaugment_ops, magnitude=training.randaugment_magnitude)
     validation = experiment.validation
     fit(
         run,
         training_options(recipe, network),
-        build_network(experiment.network_of(role), len(experiment.task.classes), training.weights, training.seed),
-        build_loss(experiment.role(role).loss, recipe.flat()),
+        _start(experiment, role),
+        build_loss(experiment.role(role).loss, recipe.flat() | {"class_counts": experiment.class_counts}),
         lambda epoch: training_loader(
-            experiment.train, augment, batch_size=training.batch_size, seed=recipe.data.data_seed, epoch=epoch,
-            workers=recipe.execution.workers,
+            experiment.train, build_augmentation(training.augmentation, recipe.flat("training")),
+            batch_size=training.batch_size, seed=recipe.data.data_seed, epoch=epoch,
+            workers=recipe.execution.workers, balanced=training.balance in ("sampler", "both"),
+            drop_last=training.drop_last,
         ),
         plain_loader(validation, batch_size=training.batch_size) if validation is not None else None,
         teacher=teacher,
@@ -151,9 +151,13 @@ def _teacher(experiment: Experiment, role: str, progress: bool) -> nn.Module:
     """The network that another one learns from: trained or, as a control, the same before its training."""
     if experiment.recipe.distillation.teacher_trained:
         return train(experiment, role, progress=progress).model()
-    training = experiment.recipe.training
-    classes = len(experiment.task.classes)
-    return build_network(experiment.network_of(role), classes, training.weights, training.seed).eval()
+    return _start(experiment, role).eval()
+
+
+def _start(experiment: Experiment, role: str) -> nn.Module:
+    """The network of a role as it is before its training."""
+    training, classes = experiment.recipe.training, len(experiment.task.classes)
+    return build_network(experiment.network_of(role), classes, training.weights, training.seed, training.head)
 
 
 def locating(experiment: Experiment) -> dict[str, Any]:
@@ -241,6 +245,8 @@ def training_min_area(trained: TrainedNetwork, data: str | Path | None = None) -
     Raises:
         RunError: If the areas are not noted and the dataset is not at hand or another one, or has no box.
     """
+    if trained.recipe.scores.min_area == "none":
+        return 0.0
     noted = _noted(trained.run).get("box_areas")
     areas = np.array(noted if noted is not None else _areas_in_dataset(trained, data), dtype=np.float64)
     if len(areas) == 0:

@@ -60,7 +60,7 @@ def grad_cam(
         chosen = find_layer(model, network, layer)
         if closed:
             maps = _closed_form(model, images, target, network, chosen)
-        elif network.layout == "nchw":
+        elif network.layout == "nchw" and not network.rectified:
             maps = _by_captum(model, images, target, chosen)
         else:
             activation, gradient = _activation_and_gradient(model, images, target, network, chosen)

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from tqdm import tqdm
 
-from tbkd_utils.models.module import LOSS, TrainingModule
+from tbkd_utils.models.module import LOSS, TrainingModule, to_be_lowered
 from tbkd_utils.runs import PROGRESS, Run, write_atomic, write_json, write_tensors
 
 
@@ -56,8 +56,8 @@ class KeepBestAndLast(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Runs after early stopping, so that the checkpoint holds its state."""
         assert isinstance(module, TrainingModule)
-        losses = [row[LOSS] for row in module.rows]
-        if all(losses[-1] < earlier for earlier in losses[:-1]):
+        values = [to_be_lowered(row, module.options.early_stopping_metric) for row in module.rows]
+        if all(values[-1] < earlier for earlier in values[:-1]):
             write_tensors(self.run.file("best.safetensors"), module.model.state_dict())
         trainer.save_checkpoint(self.run.file(RESUME))
         write_json(self.run.file(PROGRESS), {"epoch": len(module.rows), "epochs": module.options.epochs})

@@ -26,7 +26,7 @@ from tbkd_utils.models.checkpoints import (
 )
 from tbkd_utils.models.devices import environment
 from tbkd_utils.models.losses import Loss
-from tbkd_utils.models.module import LOSS, TrainingModule
+from tbkd_utils.models.module import WATCHED, TrainingModule, to_be_lowered
 from tbkd_utils.models.options import TrainingOptions
 from tbkd_utils.runs import ENVIRONMENT, HISTORY, PROGRESS, Run, write_csv, write_json, write_tensors
 
@@ -53,7 +53,7 @@ def fit(
         loss: Its loss.
         train: Given a function that tells the epoch, returns the loader of the training batches; see
             `data.loaders.training_loader`.
-        validation: Batches whose loss stops training; None to stop on the training loss.
+        validation: Batches whose loss or accuracy stops training; None to stop on the training loss.
         teacher: Whose outputs the loss sees too; None without a teacher.
         title: Of the progress bar on standard error; empty for none.
 
@@ -87,7 +87,13 @@ def _train(
     """Runs Lightning's loop to its end."""
     options = module.options
     callbacks: list[L.Callback] = [
-        EarlyStopping(LOSS, patience=options.patience, check_finite=False, check_on_train_epoch_end=True),
+        EarlyStopping(
+            WATCHED[options.early_stopping_metric],
+            patience=options.patience,
+            mode="max" if options.early_stopping_metric == "accuracy" else "min",
+            check_finite=False,
+            check_on_train_epoch_end=True,
+        ),
         KeepBestAndLast(run),
     ]
     if title:
@@ -119,6 +125,6 @@ def _train(
 
 
 def finished(rows: list[dict[str, Any]], options: TrainingOptions) -> bool:
-    """Whether these epochs are all: the last allowed one, or `patience` epochs without a lower loss."""
-    losses = [row[LOSS] for row in rows]
-    return len(rows) >= options.epochs or len(losses) - 1 - int(np.argmin(losses)) >= options.patience
+    """Whether these epochs are all: the last allowed one, or `patience` epochs without a better value."""
+    values = [to_be_lowered(row, options.early_stopping_metric) for row in rows]
+    return len(rows) >= options.epochs or len(values) - 1 - int(np.argmin(values)) >= options.patience

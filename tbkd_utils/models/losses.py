@@ -1,7 +1,7 @@
 """The losses by name; among them the student's, equations 1 and 2 of the paper (Hinton et al. 2015)."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -165,11 +165,62 @@ class Distillation:
         return {"loss": loss}
 
 
+class Focal:
+    """Softmax focal loss (Lin et al. 2017): `-alpha_t (1 - p_t)^gamma ln p_t`, averaged over the batch.
+
+    Args:
+        gamma: At least 0; 0 is cross-entropy.
+        weights: Alpha, one number a class; None for 1 each.
+
+    Raises:
+        UsageError: If gamma is negative or not a number.
+    """
+
+    def __init__(self, gamma: float, weights: Sequence[float] | None = None) -> None:
+        if not (math.isfinite(gamma) and gamma >= 0):
+            raise UsageError(f"gamma is {gamma}: expected a number, 0 or more.")
+        self.gamma = gamma
+        self.weights = torch.tensor(weights) if weights is not None else None
+
+    def __call__(self, outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Terms:
+        """Returns `loss`."""
+        log_p = torch.log_softmax(logits_of(outputs).float(), dim=1)  # (b, classes); float32 under mixed precision too
+        targets = batch["targets"]
+        log_t = log_p.gather(1, targets[:, None]).squeeze(1)  # (b,)
+        each = -((1 - log_t.exp()) ** self.gamma) * log_t
+        if self.weights is not None:
+            each = each * self.weights.to(each)[targets]
+        return {"loss": each.mean()}
+
+
+def class_weights(counts: Sequence[int]) -> tuple[float, ...]:
+    """Returns a weight for each class, inverse to how often it occurs; they sum to the number of classes.
+
+    Args:
+        counts: Images of each class, all above 0.
+
+    Raises:
+        UsageError: If a class has none.
+    """
+    if not counts or min(counts) < 1:
+        raise UsageError(f"Expected at least one image of each class; got {tuple(counts)}.")
+    inverse = [1 / count for count in counts]
+    return tuple(len(counts) * one / sum(inverse) for one in inverse)
+
+
+def _weights(settings: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """Alpha, where the recipe corrects the imbalance in the loss."""
+    return class_weights(settings["class_counts"]) if settings["balance"] in ("alpha", "both") else None
+
+
 LOSSES: dict[str, Callable[[Mapping[str, Any]], Loss]] = {
     "cross_entropy": lambda settings: CrossEntropy(settings["label_smoothing"]),
+    "focal": lambda settings: Focal(settings["focal_gamma"], _weights(settings)),
     "distillation": lambda settings: Distillation(settings["temperature"], settings["alpha"]),
 }
-"""Every loss by name, made from the settings of a recipe by their names."""
+"""Every loss by name, made from a recipe's settings by their names and `class_counts`, the training images by class."""
+WEIGHTED = ("focal",)
+"""Losses that can weigh the classes."""
 
 
 def build_loss(name: str, settings: Mapping[str, Any]) -> Loss:
@@ -184,4 +235,9 @@ def build_loss(name: str, settings: Mapping[str, Any]) -> Loss:
     """
     if name not in LOSSES:
         raise ModelError(f"There is no loss '{name}': expected one of {', '.join(LOSSES)}.")
+    if settings.get("balance") in ("alpha", "both") and name not in WEIGHTED:
+        raise ModelError(
+            f"balance is {settings['balance']}, but the loss '{name}' takes no class weights: set it to none or "
+            "sampler."
+        )
     return LOSSES[name](settings)

@@ -1,6 +1,7 @@
 """The training step of a network, with or without a teacher, as a Lightning module (paper section 3.2.2)."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
@@ -15,6 +16,14 @@ from tbkd_utils.models.losses import Loss, Outputs, logits_of
 from tbkd_utils.models.options import TrainingOptions
 
 LOSS = "validation_loss"
+ACCURACY = "validation_accuracy"
+WATCHED = {"loss": LOSS, "accuracy": ACCURACY}
+"""The column of the history that stops training, by the name of the metric."""
+
+
+def to_be_lowered(row: Mapping[str, Any], metric: str) -> float:
+    """Returns what an epoch's row says of a metric, in the sense in which less is better."""
+    return -row[ACCURACY] if metric == "accuracy" else row[LOSS]
 
 
 class TrainingModule(L.LightningModule):
@@ -77,7 +86,7 @@ class TrainingModule(L.LightningModule):
         self._add(LOSS, terms["loss"], len(batch["targets"]))
         correct = accuracy(outputs, batch["targets"])
         if correct is not None:
-            self._add("validation_accuracy", correct, len(batch["targets"]))
+            self._add(ACCURACY, correct, len(batch["targets"]))
 
     def on_train_epoch_end(self) -> None:
         """Adds the epoch's row to the history; early stopping and checkpoint come after it."""
@@ -89,9 +98,10 @@ class TrainingModule(L.LightningModule):
                 f"({self.options.learning_rate:g}) or use precision '32-true'."
             )
         row = {"epoch": self.current_epoch, "train_loss": means["train_loss"], LOSS: watched}
-        row["validation_accuracy"] = means.get("validation_accuracy", float("nan"))
+        row[ACCURACY] = means.get(ACCURACY, float("nan"))
         self.rows.append(row | {key: mean for key, mean in means.items() if key not in row})
-        self.log(LOSS, watched)
+        metric = WATCHED[self.options.early_stopping_metric]
+        self.log(metric, row[metric])
         self.seconds += time.perf_counter() - self._began
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

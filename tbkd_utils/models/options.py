@@ -14,7 +14,8 @@ class TrainingOptions:
         learning_rate: Adam's, above 0.
         weight_decay: Adam's, at least 0.
         epochs: The largest number of epochs.
-        patience: Training stops after this many epochs without a lower loss.
+        patience: Training stops after this many epochs without a better value of the metric.
+        early_stopping_metric: `loss` or `accuracy`, of the validation batches.
         precision: Lightning's name of the arithmetic.
         channels_last: Memory format of images and weights.
         deterministic: Only operations that repeat bit for bit.
@@ -30,6 +31,7 @@ class TrainingOptions:
     weight_decay: float = 1e-4
     epochs: int = 100
     patience: int = 10
+    early_stopping_metric: Literal["loss", "accuracy"] = "loss"
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     channels_last: bool = True
     deterministic: bool = True

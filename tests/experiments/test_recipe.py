@@ -60,6 +60,13 @@ SETTABLE = list(GROUP_OF)
 LISTS = [name for name in SETTABLE if kind_of(name) is tuple]
 
 
+# Settings whose values depend on each other's.
+DEPENDENT = (
+    "resize", "crop", "synthetic_train", "synthetic_val", "train_share", "validation_share", "noise_low", "noise_high",
+    "early_stopping_metric",
+)  # fmt: skip
+
+
 def of_type(kind):
     """The names of the settings of one type."""
     return [name for name in SETTABLE if kind_of(name) is kind]
@@ -245,7 +252,7 @@ def test_a_whole_number_becomes_a_float_and_a_list_a_tuple():
 # ---------------------------------------------------------------------------------------------------- values, by range
 
 
-@pytest.mark.parametrize("name", [n for n in SETTABLE if limits(n).low is not None and n not in LISTS])
+@pytest.mark.parametrize("name", [n for n in SETTABLE if limits(n).low is not None and n not in (*LISTS, "noise_high")])
 def test_lowest_value_is_allowed_and_what_lies_below_is_not(name):
     low = kind_of(name)(limits(name).low)
     room = {"crop": low} if name == "resize" else {}  # a crop has to fit into the image
@@ -255,7 +262,7 @@ def test_lowest_value_is_allowed_and_what_lies_below_is_not(name):
         refused(name, math.nextafter(low, -math.inf), f"greater than or equal to {low:.10g}")
 
 
-@pytest.mark.parametrize("name", [n for n in SETTABLE if limits(n).high is not None and n not in LISTS])
+@pytest.mark.parametrize("name", [n for n in SETTABLE if limits(n).high is not None and n not in (*LISTS, "noise_low")])
 def test_highest_value_is_allowed_and_what_lies_above_is_not(name):
     high = kind_of(name)(limits(name).high)
     assert value_of(named_recipe("paper", **{name: high}), name) == high
@@ -351,8 +358,6 @@ def strategy(name):
     return st.lists(entries, min_size=1, max_size=3)
 
 
-# The sizes depend on each other, and so do the synthetic counts and the shares.
-DEPENDENT = ("resize", "crop", "synthetic_train", "synthetic_val", "train_share", "validation_share")
 INDEPENDENT = [n for n in SETTABLE if n not in DEPENDENT]
 
 

@@ -16,7 +16,7 @@ import torch
 
 from tbkd_utils.data.loaders import EpochOrder, TrainingImages, training_loader
 from tbkd_utils.data.transforms import rand_augment, standardize
-from tbkd_utils.errors import ModelError
+from tbkd_utils.errors import ModelError, UsageError
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.trained import LOCATING, TrainedNetwork, train
 from tbkd_utils.models.checkpoints import RESUME, ResumeWarning
@@ -27,6 +27,7 @@ from tbkd_utils.models.options import TrainingOptions
 from tbkd_utils.runs import RunWarning, file_sha256
 
 AUGMENT = partial(rand_augment, operations=2, magnitude=9)
+MANY = np.zeros(50)
 KEPT = ("best.safetensors", "last.safetensors", "history.csv")
 
 
@@ -89,23 +90,54 @@ def test_the_seed_changes_the_last_layer_and_not_the_batches(smoke: Experiment, 
 
 
 def test_order_and_augmentation_depend_on_seed_epoch_and_sample_alone(smoke: Experiment) -> None:
-    first, second = (list(EpochOrder(50, 7, lambda epoch=epoch: epoch)) for epoch in (0, 1))
-    assert sorted(index for _, index in first) == list(range(50))
-    assert {epoch for epoch, _ in second} == {1}
-    assert [i for _, i in first] != [i for _, i in second]
-    assert list(EpochOrder(50, 7, lambda: 0)) == first
-    assert list(EpochOrder(50, 8, lambda: 0)) != first
+    first, second = (list(EpochOrder(MANY, 7, lambda epoch=epoch: epoch)) for epoch in (0, 1))
+    assert sorted(index for _, index, _ in first) == list(range(50))
+    assert {epoch for epoch, _, _ in second} == {1}
+    assert [i for _, i, _ in first] != [i for _, i, _ in second]
+    assert list(EpochOrder(MANY, 7, lambda: 0)) == first
+    assert list(EpochOrder(MANY, 8, lambda: 0)) != first
 
     images = TrainingImages(smoke.train, AUGMENT, 0)
-    picture, label = images[2, 5]["pixels"], images[2, 5]["targets"]
+    picture, label = images[2, 5, 0]["pixels"], images[2, 5, 0]["targets"]
     torch.manual_seed(123)
-    assert torch.equal(images[2, 5]["pixels"], picture)
+    assert torch.equal(images[2, 5, 0]["pixels"], picture)
     assert label == smoke.train.targets[5]
     # The same radiograph at another place in a smaller set is augmented the same way.
     alone = TrainingImages(smoke.train.subset([5]), AUGMENT, 0)
-    assert torch.equal(alone[2, 0]["pixels"], picture)
-    versions = {images[epoch, 5]["pixels"].numpy().tobytes() for epoch in range(8)}
+    assert torch.equal(alone[2, 0, 0]["pixels"], picture)
+    versions = {images[epoch, 5, 0]["pixels"].numpy().tobytes() for epoch in range(8)}
     assert len(versions) > 4
+    assert not torch.equal(images[2, 5, 1]["pixels"], picture)  # drawn again in the same epoch
+
+
+def test_a_balanced_order_draws_every_class_as_often_and_counts_the_draws_of_a_sample() -> None:
+    targets = np.array([0] * 900 + [1] * 90 + [2] * 10)
+    first, again, other = (list(EpochOrder(targets, seed, lambda: 3, balanced=True)) for seed in (7, 7, 8))
+    assert first == again != other
+    assert len(first) == 1000
+    drawn = np.bincount(targets[[index for _, index, _ in first]])
+    assert (abs(drawn - 1000 / 3) < 4 * (1000 * 2 / 9) ** 0.5).all()
+    assert len({(index, times) for _, index, times in first}) == 1000
+    assert {index for _, index, times in first if times == 0} == {index for _, index, _ in first}
+
+
+def test_a_last_batch_that_is_not_full_can_be_left_out(smoke: Experiment) -> None:
+    def batches(**how: bool) -> list[int]:
+        loader = training_loader(smoke.train, AUGMENT, batch_size=10, seed=0, epoch=lambda: 0, **how)
+        return [len(batch["targets"]) for batch in loader]
+
+    assert batches() == [10, 10, 4]
+    assert batches(drop_last=True) == [10, 10]
+    with pytest.raises(UsageError, match="24 samples fill no batch of 100"):
+        training_loader(smoke.train, AUGMENT, batch_size=100, seed=0, epoch=lambda: 0, drop_last=True)
+
+
+def test_accuracy_can_stop_a_training_and_choose_its_epoch(tmp_path: Path) -> None:
+    experiment = small(tmp_path).changed(early_stopping_metric="accuracy", epochs=6, patience=2)
+    history = train(experiment, "teacher").history
+    best = int(history["validation_accuracy"].argmax())
+    assert len(history) == min(6, best + 3)
+    assert train(small(tmp_path), "teacher").run.path != train(experiment, "teacher").run.path
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ LEFT_OPEN = {  # what the paper leaves open -> the settings of the recipe that d
     "normalization": ("normalization",),
     "threshold": ("threshold",),
     "area in Algorithm 1": ("area",),
-    "minimum area": ("min_area_quantile",),
+    "minimum area": ("min_area", "min_area_quantile"),
     "an image without prediction": ("no_prediction",),
     "average over all images": ("average",),
     "box geometry": ("resize", "crop"),
