@@ -1,0 +1,145 @@
+"""Blind guesses: boxes drawn by something that looks at no disease, against which every score has to be set.
+
+A guess is a list of boxes for each image, (k, 4) float32 xyxy in pixels. `guess_rows` scores it as `tables.score_rows`
+scores a network, so that both stand in one table.
+"""
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from tbkd_utils.errors import UsageError
+from tbkd_utils.localization.boxes import Boxes, boxes_to_json, check_boxes
+from tbkd_utils.localization.scores import check_inside, check_same_length, check_truth, energy_of, hit_of, scores_of
+from tbkd_utils.localization.tables import DELTAS
+
+
+def whole_image(count: int, size: tuple[int, int]) -> list[Boxes]:
+    """Guesses that everything is the finding.
+
+    Args:
+        count: Images, n.
+        size: Height and width of each, in pixels.
+
+    Returns:
+        n arrays (1, 4).
+    """
+    return [np.array([[0, 0, size[1], size[0]]], np.float32)] * count
+
+
+def upper_half(count: int, size: tuple[int, int]) -> list[Boxes]:
+    """Guesses the upper half of every image; see `whole_image`."""
+    return [np.array([[0, 0, size[1], size[0] / 2]], np.float32)] * count
+
+
+def lower_halves(lungs: Sequence[ArrayLike]) -> list[Boxes]:
+    """Guesses the lower half of each lung.
+
+    Args:
+        lungs: The boxes of each image's lungs, n arrays (k, 4).
+    """
+    halves = [check_boxes(boxes, f"lungs of image {place}").copy() for place, boxes in enumerate(lungs)]
+    for boxes in halves:
+        boxes[:, 1] = (boxes[:, 1] + boxes[:, 3]) / 2
+    return halves
+
+
+def constant_boxes(truths: Sequence[ArrayLike], groups: Sequence[Hashable], count: int = 1) -> list[Boxes]:
+    """Guesses for each image the boxes that fit the images of all other patients best.
+
+    Candidates are the boxes of other patients. The first is the one of highest mIOU on the others' images, each further
+    one adds the most to it. So the guess knows where the finding usually is, and nothing of the patient.
+
+    Args:
+        truths: Ground truth, n arrays (m, 4), m >= 1, of images of one size.
+        groups: The patient of each image.
+        count: Boxes for each image, at least 1.
+
+    Returns:
+        n arrays (count, 4); fewer boxes if the others have fewer.
+
+    Raises:
+        UsageError: If there is one patient alone, or lists differ in length.
+    """
+    check_same_length(truths=truths, groups=groups)
+    checked = [check_truth(truth, place) for place, truth in enumerate(truths)]
+    owners = np.array([groups[place] for place, truth in enumerate(checked) for _ in truth], dtype=object)
+    candidates = np.concatenate(checked)  # (c, 4)
+    of_image = np.array(list(groups), dtype=object)
+    if len(set(groups)) < 2:
+        raise UsageError("All images are of one patient: there is no other one to take constant boxes from.")
+    known: dict[tuple[int, ...], np.ndarray] = {}
+
+    def scores(places: tuple[int, ...]) -> np.ndarray:
+        """The score of these candidates on every image, (n,)."""
+        if places not in known:
+            known[places] = np.array([scores_of(truth, candidates[list(places)])[0] for truth in checked])
+        return known[places]
+
+    chosen: dict[Hashable, Boxes] = {}
+    for group in dict.fromkeys(groups):
+        others, allowed = of_image != group, np.flatnonzero(owners != group)
+        places: tuple[int, ...] = ()
+        for _ in range(min(count, len(allowed))):
+            means = {
+                place: scores((*places, place))[others].mean() for place in allowed.tolist() if place not in places
+            }
+            places = (*places, max(means, key=lambda place: (means[place], -place)))
+        chosen[group] = candidates[list(places)]
+    return [chosen[group] for group in groups]
+
+
+def guess_rows(
+    names: Sequence[Hashable], guesses: Sequence[ArrayLike], gt_list: Sequence[ArrayLike], size: tuple[int, int]
+) -> pd.DataFrame:
+    """Scores a guess image by image.
+
+    The guess is its own heatmap: 1 inside its boxes, 0 outside. Its energy is the share of its area inside the truth,
+    and it points to the center of its largest box.
+
+    Args:
+        names: n names.
+        guesses: n arrays (k, 4).
+        gt_list: n arrays (m, 4), each with m >= 1.
+        size: Height and width of the images, in pixels.
+
+    Returns:
+        The columns of `tables.score_rows`.
+
+    Raises:
+        UsageError: Bad boxes, boxes outside the image, or lists that differ in length.
+    """
+    check_same_length(names=names, guesses=guesses, gt_list=gt_list)
+    rows = []
+    for place, (name, guess, gt) in enumerate(zip(names, guesses, gt_list, strict=True)):
+        boxes, truth = check_boxes(guess, f"guess of image {place}"), check_truth(gt, place)
+        check_inside(truth, size, place)
+        score, matched, best = scores_of(truth, boxes)
+        row = {
+            "name": name, "n_gt": len(truth), "n_pred": len(boxes), "score": score, "matched": matched, "best_iou": best
+        }  # fmt: skip
+        row |= {f"hit_{round(100 * delta)}": int(best >= delta) for delta in DELTAS}
+        row |= {"pointing": int(_points_inside(boxes, truth, size)), "energy": _share_inside(boxes, truth, size)}
+        rows.append(row | {"boxes": boxes_to_json(boxes), "gt_boxes": boxes_to_json(truth)})
+    return pd.DataFrame(rows)
+
+
+def _points_inside(boxes: Boxes, truth: Boxes, size: tuple[int, int]) -> bool:
+    """Whether the center of the largest box lies in the truth."""
+    if not len(boxes):
+        return False
+    largest = boxes[np.argmax((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))]
+    point = np.zeros(size)
+    row, column = (int(min((largest[i] + largest[i + 2]) / 2, size[1 - i] - 1)) for i in (1, 0))
+    point[row, column] = 1
+    return hit_of(point, truth.astype(np.float64), 0.0)
+
+
+def _share_inside(boxes: Boxes, truth: Boxes, size: tuple[int, int]) -> float:
+    """The share of the boxes' area, in whole pixels, that lies in the truth."""
+    covered = np.zeros(size)
+    for left, top, right, bottom in np.round(boxes).astype(int):
+        covered[max(top, 0) : bottom, max(left, 0) : right] = 1
+    return energy_of(covered, truth.astype(np.float64))
