@@ -6,6 +6,7 @@ tables, verdicts and sentences that set ours beside them. It may import every ro
 `tb.declaration`.
 """
 
+from tbkd_utils.systems.pneumonia.declaration import PNEUMONIA
 from tbkd_utils.systems.tb.declaration import TB
 
-__all__ = ["TB"]
+__all__ = ["PNEUMONIA", "TB"]
