@@ -187,7 +187,8 @@ class Focal:
         log_p = torch.log_softmax(logits_of(outputs).float(), dim=1)  # (b, classes); float32 under mixed precision too
         targets = batch["targets"]
         log_t = log_p.gather(1, targets[:, None]).squeeze(1)  # (b,)
-        each = -((1 - log_t.exp()) ** self.gamma) * log_t
+        wrong = (1 - log_t.exp()).clamp(min=1e-12)  # at 0 a power below 1 has no gradient
+        each = -(wrong**self.gamma) * log_t
         if self.weights is not None:
             each = each * self.weights.to(each)[targets]
         return {"loss": each.mean()}

@@ -396,3 +396,91 @@ def test_those_seeds_meet_every_operation(monkeypatch):
     for seed in range(400):
         augment(IMAGE, 2, 9, seed)
     assert met == set(transforms.RandAugment()._augmentation_space(31, IMAGE.shape))
+
+
+# --------------------------------------------------------------------------------------------------------------- squash
+
+SQUASHED = [
+    (300, 400, 256, 256), (400, 300, 256, 224), (64, 97, 73, 64), (1, 5, 8, 8), (513, 1024, 31, 8), (90, 90, 40, 33)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("channels", [(), (3,)], ids=["gray", "rgb"])
+@pytest.mark.parametrize(("height", "width", "resize", "crop"), SQUASHED)
+def test_squashed_pixels_are_pils_antialiased_resize_to_a_square(
+    height: int, width: int, resize: int, crop: int, channels: tuple[int, ...]
+) -> None:
+    image = noise(height, width, *channels)
+    found = Geometry(height, width, resize, crop, "squash").pixels(image)
+    assert (found.dtype, found.shape) == (np.uint8, (crop, crop, *channels))
+    both_sides = transforms.Compose([transforms.Resize((resize, resize)), transforms.CenterCrop(crop)])
+    np.testing.assert_array_equal(found, np.asarray(both_sides(Image.fromarray(image))))
+    if crop == resize:
+        pil = Image.fromarray(image).resize((resize, resize), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(found, np.asarray(pil))
+
+
+def test_squashing_averages_what_a_resize_without_antialias_would_skip() -> None:
+    """Fine stripes become gray; a resize that looks at two pixels alone would keep some of them."""
+    stripes = np.tile(np.array([0, 255], np.uint8), (64, 128))  # (64, 256)
+    found = Geometry(64, 256, 32, 32, "squash").pixels(stripes)[:, 2:-2].astype(int)
+    assert np.abs(found - 127.5).max() <= 2
+
+
+def test_squashed_boxes_are_scaled_per_axis() -> None:
+    """400 wide, 300 high, to 200 x 200: half in x, two thirds in y; a crop of 100 takes 50 off each side."""
+    boxes = np.array([[100, 60, 300, 240]], np.float32)
+    whole, cropped = Geometry(300, 400, 200, 200, "squash"), Geometry(300, 400, 200, 100, "squash")
+    assert (whole.resized, whole.offset, cropped.offset) == ((200, 200), (0, 0), (50, 50))
+    np.testing.assert_allclose(whole.boxes(boxes), [[50, 40, 150, 160]], rtol=1e-6)
+    np.testing.assert_allclose(cropped.boxes(boxes), [[0, 0, 100, 100]], atol=1e-4)
+    assert whole.boxes(boxes).dtype == np.float32
+    np.testing.assert_allclose(whole.invert_boxes(whole.boxes(boxes)), boxes, rtol=1e-6)
+    assert whole.boxes([[0, 0, 400, 300]]).tolist() == [[0, 0, 200, 200]]  # nothing is cropped away
+
+
+@settings(deadline=None)
+@given(st.integers(16, 3000), st.integers(16, 3000), st.integers(8, 512), st.data())
+def test_squashed_boxes_there_and_back(height: int, width: int, resize: int, data: st.DataObject) -> None:
+    geometry = Geometry(height, width, resize, resize, "squash")
+    boxes = data.draw(boxes_inside(width, height))
+    mapped = geometry.boxes(boxes)
+    assert geometry.keeps(boxes).all()  # without a crop no box is lost
+    assert (mapped <= resize).all()
+    np.testing.assert_allclose(geometry.invert_boxes(mapped), boxes, rtol=1e-5, atol=1e-5 * max(height, width))
+
+
+def test_a_painted_box_is_squashed_with_the_pixels() -> None:
+    image = np.zeros((90, 200), np.uint8)
+    image[30:75, 20:60] = 255
+    geometry = Geometry(90, 200, 64, 64, "squash")
+    rows, columns = np.nonzero(geometry.pixels(image) >= 128)
+    painted = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    np.testing.assert_allclose(geometry.boxes([[20, 30, 60, 75]])[0], painted, atol=1)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 64, 3)])
+def test_squashing_a_square_of_the_crops_size_is_the_identity(shape: tuple[int, ...]) -> None:
+    image, geometry = noise(*shape), Geometry(64, 64, 64, 64, "squash")
+    np.testing.assert_array_equal(geometry.pixels(image), image)
+    boxes = np.array([[3, 5, 20.5, 64]], np.float32)
+    np.testing.assert_array_equal(geometry.boxes(boxes), boxes)
+    np.testing.assert_array_equal(geometry.invert_boxes(boxes), boxes)
+    mask = noise(64, 64) > 99
+    np.testing.assert_array_equal(geometry.mask(mask), mask)
+
+
+@pytest.mark.parametrize(("side", "resize", "crop"), [(96, 73, 64), (100, 50, 50)])
+def test_a_square_image_is_squashed_as_it_is_resized(side: int, resize: int, crop: int) -> None:
+    image = noise(side, side)
+    kept, squashed = (Geometry(side, side, resize, crop, aspect) for aspect in ("keep", "squash"))
+    np.testing.assert_array_equal(squashed.pixels(image), kept.pixels(image))
+
+
+def test_a_mask_is_squashed_with_its_image() -> None:
+    mask = np.zeros((40, 80), bool)
+    mask[:20, 40:] = True
+    found = Geometry(40, 80, 20, 20, "squash").mask(mask)
+    expected = np.zeros((20, 20), np.uint8)
+    expected[:10, 10:] = 1
+    np.testing.assert_array_equal(found, expected)

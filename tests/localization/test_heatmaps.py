@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from captum.attr import LayerAttribution
+from captum.attr import LayerAttribution, LayerGradCam
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from tbkd_utils.errors import ModelError, TbkdError
-from tbkd_utils.localization.boxes import boxes_from_heatmap
+from tbkd_utils.localization.boxes import boxes_from_heatmap, normalize
 from tbkd_utils.localization.heatmaps import (
     channel_contributions,
     compute_heatmaps,
@@ -22,9 +22,10 @@ from tbkd_utils.localization.heatmaps import (
     fused,
     grad_cam,
     multi_scale,
+    to_nchw,
     upsample,
 )
-from tbkd_utils.models.networks import NETWORKS, Network, build_network
+from tbkd_utils.models.networks import NETWORKS, Network, build_network, find_network
 
 
 class Tiny(nn.Module):
@@ -463,8 +464,6 @@ def test_tokens_become_a_grid_row_by_row_without_the_class_token():
 
 
 def test_a_grid_of_tokens_follows_the_shape_of_the_image():
-    from tbkd_utils.localization.heatmaps import to_nchw
-
     network = Network(lambda outputs: nn.Identity(), "", "", layout="tokens", prefix_tokens=1)
     tokens = torch.arange(1 + 2 * 3).float().view(1, 7, 1)  # one class token, then 2 rows of 3
     grid = to_nchw(tokens, network, torch.zeros(1, 3, 32, 48))
@@ -522,3 +521,129 @@ def test_fused_heatmaps_are_their_mean(tiny):
     both = [grad_cam(TINY, 0, relu=False), grad_cam(TINY, 1, relu=False)]
     parts = [compute_heatmaps(tiny, images, one) for one in both]
     np.testing.assert_allclose(compute_heatmaps(tiny, images, fused(both)), np.mean(parts, axis=0), rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------- behind three layers
+
+
+def behind_mlp(name: str) -> tuple[nn.Module, Network]:
+    """A network with the pneumonia paper's head, its batch norm statistics far from the start."""
+    model = build_network(name, 2, "imagenet" if name == "efficientnet_lite0" else "none", 0, "mlp")
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # dropout draws
+        torch.manual_seed(0)
+        for _ in range(3):
+            model(pictures(4, 64, 64))
+    return model, find_network(name, "mlp")
+
+
+@pytest.mark.parametrize("target", [0, 1])
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
+def test_grad_cam_behind_three_layers_equals_captums(name: str, target: int) -> None:
+    model, network = behind_mlp(name)
+    images = pictures(3, 96, 64)
+    found = {relu: compute_heatmaps(model, images, grad_cam(network, target, relu=relu)) for relu in (True, False)}
+    assert all(module.training for module in model.modules())
+    attribution = LayerGradCam(model.eval(), model.get_submodule(network.features)).attribute(images, target=target)
+    expected = attribution.detach().squeeze(1).numpy()
+    assert found[False].shape == (3, 3, 2)
+    close(found[False], expected)
+    np.testing.assert_allclose(found[True], np.maximum(expected, 0), rtol=0, atol=1e-5 * np.abs(expected).max())
+    close(found[False], by_hooks(model, images, target, network.features, relu=False))
+
+
+def test_a_densenets_functional_relu_in_place_does_not_change_the_map() -> None:
+    model, network = behind_mlp("densenet121")
+    assert network.rectified
+    images = pictures(2, 64, 96)
+    found = compute_heatmaps(model, images, grad_cam(network, relu=False))
+    model.eval()
+    features = model.features(images)  # (n, c, 2, 3), some of it negative
+    features.retain_grad()
+    model.classifier(F.relu(features).mean(dim=(2, 3)))[:, 1].sum().backward()
+    weights = features.grad.mean(dim=(2, 3), keepdim=True)
+    assert (features < 0).any()
+    close(found, (weights * features).sum(dim=1).detach().numpy())
+
+
+# --------------------------------------------------------------------------------------------------------------- tokens
+
+
+def test_the_tokens_of_a_vision_transformer_are_its_patches_without_the_class_token() -> None:
+    network, images = find_network("vit_b_16", "mlp"), torch.zeros(2, 3, 224, 224)
+    tokens = torch.arange(2 * 197 * 768).float().view(2, 197, 768)
+    grid = to_nchw(tokens, network, images)
+    assert grid.shape == (2, 768, 14, 14)
+    for row, column, token in ((0, 0, 1), (0, 13, 14), (1, 0, 15), (13, 13, 196)):
+        assert torch.equal(grid[:, :, row, column], tokens[:, token])
+
+
+def test_the_class_token_changes_nothing_in_the_grid() -> None:
+    network, images = NETWORKS["vit_b_16"], torch.zeros(1, 3, 224, 224)
+    tokens = torch.randn(1, 197, 768, generator=torch.Generator().manual_seed(0))
+    changed, permuted = tokens.clone(), tokens.clone()
+    changed[:, 0] = torch.inf
+    permuted[:, 0] = tokens[:, 0, torch.arange(767, -1, -1)]
+    for other in (changed, permuted):
+        assert not torch.equal(other, tokens)
+        assert torch.equal(to_nchw(other, network, images), to_nchw(tokens, network, images))
+
+
+@pytest.mark.slow
+def test_the_first_token_after_the_class_token_is_the_top_left_patch() -> None:
+    """Of torchvision's own network: another patch changes another token, and no other before attention."""
+    model, network = build_network("vit_b_16", 2, "none", 0, "mlp").eval(), find_network("vit_b_16", "mlp")
+    seen: list[torch.Tensor] = []
+    model.encoder.dropout.register_forward_hook(lambda module, given, output: seen.append(output))
+    plain, corner, below = pictures(1, 224, 224).repeat(3, 1, 1, 1)[:, None]
+    corner, below = corner.clone(), below.clone()
+    corner[:, :, :16, :16] += 1
+    below[:, :, 16:32, 208:] += 1
+    with torch.inference_mode():
+        for image in (plain, corner, below):
+            model(image)
+    for tokens, place in ((seen[1], (0, 0)), (seen[2], (1, 13))):
+        assert not torch.equal(tokens[:, 1:], seen[0][:, 1:])
+        differs = (to_nchw(tokens, network, plain) != to_nchw(seen[0], network, plain)).any(dim=1)[0]
+        assert differs.nonzero().tolist() == [list(place)]
+    maps = compute_heatmaps(model, plain, grad_cam(network))
+    assert maps.shape == (1, 14, 14)
+
+
+# ------------------------------------------------------------------------------------------------- what points nowhere
+
+
+def nothing_but_a_bias(model: nn.Module) -> nn.Module:
+    """Zeroes every parameter, then gives the last layer a bias: the same logits for every image."""
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        last.bias[:] = torch.tensor([-1.0, 3.0])
+    return model
+
+
+@pytest.mark.parametrize("method", ["auto", "captum"])
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "densenet121"])
+def test_a_network_that_is_zero_but_for_a_bias_points_nowhere(name: str, head: str, method: str) -> None:
+    model = nothing_but_a_bias(build_network(name, 2, "none", 0, head))
+    images = pictures(2, 64, 64)
+    with torch.inference_mode():
+        assert model.eval()(images).tolist() == [[-1, 3], [-1, 3]]
+    for relu in (True, False):
+        found = compute_heatmaps(model, images, grad_cam(find_network(name, head), method=method, relu=relu))
+        np.testing.assert_array_equal(found, np.zeros((2, 2, 2)))
+    large = upsample(found, (64, 64))
+    np.testing.assert_array_equal(normalize(large), np.zeros((2, 64, 64)))
+    assert boxes_from_heatmap(large[0], 0.5, 0).shape == (0, 4)
+
+
+@pytest.mark.parametrize("method", ["minmax", "max"])
+@pytest.mark.parametrize("value", [0.0, 0.3, 1e-30, 1e30])
+def test_a_constant_map_is_normalized_to_zeros_without_nan(value: float, method: str) -> None:
+    """Also beside a map that is not constant."""
+    pair = np.stack([np.full((5, 7), value), np.arange(35.0).reshape(5, 7)])
+    found = normalize(pair, method=method)
+    np.testing.assert_array_equal(found[0], np.zeros((5, 7)))
+    assert np.isfinite(found).all()
+    assert (found[1].min(), found[1].max()) == (0, 1)

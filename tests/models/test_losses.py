@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.special import log_softmax
 
-from tbkd_utils.errors import TbkdError, UsageError
-from tbkd_utils.models.losses import distillation_loss, soft_target_loss, soften
+from tbkd_utils.errors import ModelError, TbkdError, UsageError
+from tbkd_utils.models.losses import Focal, build_loss, class_weights, distillation_loss, soft_target_loss, soften
 
 temperatures = st.floats(0.25, 20)
 alphas = st.floats(0, 1)
@@ -275,3 +275,188 @@ def test_softening_keeps_certainty_and_doubt():
 def test_what_cannot_be_softened_is_refused(p, temperature):
     with pytest.raises(UsageError):
         soften(p, temperature)
+
+
+# ------------------------------------------------------------------------------------------------- focal loss and alpha
+
+SOURCE_COUNTS = (1114, 2951)  # normal and pneumonia, the training images of arXiv 2511.00456
+FOUR_LOGITS = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
+FOUR_TARGETS = torch.tensor([0, 0, 0, 1])
+
+
+def focal_settings(gamma: float = 2.0, balance: str = "none") -> dict[str, object]:
+    """What a recipe hands to `build_loss`."""
+    return {"focal_gamma": gamma, "balance": balance, "class_counts": SOURCE_COUNTS, "label_smoothing": 0.0}
+
+
+def loss_of(loss, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The one term that a loss without teacher has."""
+    terms = loss(logits, {"targets": targets}, None)
+    assert set(terms) == {"loss"}
+    return terms["loss"]
+
+
+def test_alpha_is_the_inverse_frequency_scaled_to_the_number_of_classes() -> None:
+    alpha = class_weights(SOURCE_COUNTS)
+    assert alpha == pytest.approx((1.4519066, 0.5480934), abs=1e-7)
+    assert alpha[0] / alpha[1] == pytest.approx(2.649013, abs=1e-6)
+    assert (alpha[0] / alpha[1]) ** 2 == pytest.approx(7.017, abs=5e-4)  # what sampler and alpha together do
+    assert class_weights((5, 5)) == (1, 1)
+    assert class_weights((1, 2, 4)) == pytest.approx((12 / 7, 6 / 7, 3 / 7))
+
+
+@pytest.mark.parametrize("counts", [(0, 5), (5, 0), (0, 0), (), (-1, 5)])
+def test_a_class_without_image_has_no_weight(counts: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="at least one image of each class"):
+        class_weights(counts)
+
+
+@pytest.mark.parametrize(
+    ("balance", "each"),
+    [
+        ("none", (0.17328680, 0.00180356, 1.65007830, 0.00180356)),
+        ("sampler", (0.17328680, 0.00180356, 1.65007830, 0.00180356)),
+        ("alpha", (0.25159624, 0.00261861, 2.39575952, 0.00098852)),
+        ("both", (0.25159624, 0.00261861, 2.39575952, 0.00098852)),
+    ],
+)
+def test_focal_loss_of_four_images_is_known(balance: str, each: tuple[float, ...]) -> None:
+    loss = build_loss("focal", focal_settings(balance=balance))
+    for place, expected in enumerate(each):
+        one = slice(place, place + 1)
+        assert loss_of(loss, FOUR_LOGITS[one], FOUR_TARGETS[one]).item() == pytest.approx(expected, abs=2e-7)
+    mean = loss_of(loss, FOUR_LOGITS, FOUR_TARGETS)
+    assert mean.ndim == 0
+    assert mean.item() == pytest.approx(sum(each) / 4, abs=2e-7)
+    if balance == "both":
+        assert mean.item() == pytest.approx(0.66274071, abs=2e-7)
+
+
+def test_the_weighted_mean_is_over_images_and_not_over_weights() -> None:
+    """Unlike torch's cross-entropy, which divides by the sum of the weights in the batch."""
+    single = loss_of(Focal(2.0, (3.0, 1.0)), FOUR_LOGITS[:1], FOUR_TARGETS[:1])
+    assert single.item() == pytest.approx(3 * math.log(2) / 4, rel=1e-6)
+
+
+def test_focal_loss_without_gamma_and_alpha_is_cross_entropy() -> None:
+    student, _, targets = random_logits(n=20, classes=3, dtype=torch.float32)
+    torch.testing.assert_close(loss_of(Focal(0.0), student, targets), F.cross_entropy(student, targets))
+    plain = build_loss("focal", focal_settings(gamma=0.0))
+    crossed = build_loss("cross_entropy", focal_settings())
+    torch.testing.assert_close(*(loss_of(loss, FOUR_LOGITS, FOUR_TARGETS) for loss in (plain, crossed)))
+
+
+def test_focal_loss_with_alpha_alone_is_torchs_weighted_cross_entropy() -> None:
+    alpha = torch.tensor(class_weights(SOURCE_COUNTS))
+    expected = F.cross_entropy(FOUR_LOGITS, FOUR_TARGETS, weight=alpha, reduction="none").mean()
+    found = loss_of(build_loss("focal", focal_settings(gamma=0.0, balance="alpha")), FOUR_LOGITS, FOUR_TARGETS)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 5.0])
+def test_focal_loss_equals_numpy(gamma: float) -> None:
+    student, _, targets = random_logits(n=12, classes=3)
+    weights = (0.5, 1.0, 1.5)
+    log_t = log_softmax(student.numpy(), axis=1)[np.arange(12), targets.numpy()]
+    expected = np.mean(-np.array(weights)[targets.numpy()] * (1 - np.exp(log_t)) ** gamma * log_t)
+    assert loss_of(Focal(gamma, weights), student, targets).item() == pytest.approx(expected, rel=1e-5)
+
+
+def best_constant(loss, counts: tuple[int, int]) -> tuple[float, float]:
+    """Fits a bias alone to so many images of each class: p(normal) and the loss there."""
+    targets = torch.repeat_interleave(torch.arange(2), torch.tensor(counts))
+    bias = torch.zeros(2, requires_grad=True)
+    optimizer = torch.optim.LBFGS([bias], max_iter=100, line_search_fn="strong_wolfe")
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = loss_of(loss, bias.expand(len(targets), 2), targets)
+        value.backward()
+        return value
+
+    optimizer.step(step)
+    return torch.softmax(bias, 0)[0].item(), loss_of(loss, bias.expand(len(targets), 2), targets).item()
+
+
+NATURAL, EVEN = SOURCE_COUNTS, (2000, 2000)  # what the sampler draws on average
+
+
+@pytest.mark.parametrize(
+    ("gamma", "balance", "drawn", "normal"),
+    [
+        (0.0, "none", NATURAL, 0.2740),
+        (0.0, "sampler", EVEN, 0.5000),
+        (0.0, "alpha", NATURAL, 0.5000),
+        (0.0, "both", EVEN, 0.7260),
+        (2.0, "none", NATURAL, 0.4100),
+        (2.0, "sampler", EVEN, 0.5000),
+        (2.0, "alpha", NATURAL, 0.5000),
+        (2.0, "both", EVEN, 0.5900),
+    ],
+)
+def test_the_best_constant_predictor_is_known(
+    gamma: float, balance: str, drawn: tuple[int, int], normal: float
+) -> None:
+    """Sampler and alpha together correct the imbalance twice: past one half."""
+    assert best_constant(build_loss("focal", focal_settings(gamma, balance)), drawn)[0] == pytest.approx(
+        normal, abs=1e-3
+    )
+
+
+def test_the_loss_of_the_best_constant_predictor_is_known() -> None:
+    losses = {
+        balance: best_constant(build_loss("focal", focal_settings(balance=balance)), drawn)[1]
+        for balance, drawn in (("none", NATURAL), ("sampler", EVEN), ("both", EVEN))
+    }
+    assert losses == pytest.approx({"none": 0.1494, "sampler": math.log(2) / 4, "both": 0.1494}, abs=1e-4)
+
+
+def test_the_best_constant_predictor_of_cross_entropy_is_the_frequency() -> None:
+    assert best_constant(build_loss("cross_entropy", focal_settings()), NATURAL)[0] == pytest.approx(0.2740, abs=1e-3)
+    assert best_constant(build_loss("cross_entropy", focal_settings()), EVEN)[0] == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("gamma", [-0.1, -2.0, math.nan, math.inf])
+def test_gamma_out_of_range(gamma: float) -> None:
+    with pytest.raises(UsageError, match=f"gamma is {gamma}: expected a number, 0 or more"):
+        build_loss("focal", focal_settings(gamma))
+
+
+@pytest.mark.parametrize("balance", ["alpha", "both"])
+@pytest.mark.parametrize("name", ["cross_entropy", "distillation"])
+def test_a_loss_without_weights_cannot_balance_by_them(name: str, balance: str) -> None:
+    settings_ = focal_settings(balance=balance) | {"temperature": 2.0, "alpha": 0.75}
+    with pytest.raises(ModelError, match=f"balance is {balance}, but the loss '{name}' takes no class weights"):
+        build_loss(name, settings_)
+
+
+def test_alpha_of_a_class_without_image_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"at least one image of each class; got \(0, 5\)"):
+        build_loss("focal", focal_settings(balance="alpha") | {"class_counts": (0, 5)})
+
+
+def test_unknown_loss() -> None:
+    with pytest.raises(ModelError, match="no loss 'focus': expected one of cross_entropy, focal"):
+        build_loss("focus", focal_settings())
+
+
+@pytest.mark.parametrize(
+    "gamma",
+    [
+        0.0,
+        0.5,
+        1.0,
+        2.0,
+    ],
+)
+def test_focal_loss_of_sure_answers_has_a_finite_gradient(gamma: float) -> None:
+    sure = torch.tensor([[200.0, 0.0], [200.0, 0.0]], requires_grad=True)  # p is 1 and 0 in float32
+    loss_of(Focal(gamma), sure, torch.tensor([0, 1])).backward()
+    assert sure.grad.isfinite().all()
+
+
+def test_focal_loss_is_computed_in_float32_under_mixed_precision() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss_of(Focal(2.0, (1.5, 0.5)), FOUR_LOGITS.bfloat16(), FOUR_TARGETS)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(loss_of(Focal(2.0, (1.5, 0.5)), FOUR_LOGITS, FOUR_TARGETS).item(), rel=1e-6)

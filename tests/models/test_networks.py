@@ -15,7 +15,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
 from tbkd_utils.errors import ModelError, TbkdError
-from tbkd_utils.models.networks import NETWORKS, Network, build_network
+from tbkd_utils.models.networks import NETWORKS, Network, build_network, find_network
 
 LITE = "efficientnet_lite0"
 HEADS = {"resnet18": "fc", LITE: "classifier"}
@@ -404,3 +404,72 @@ def test_weights_that_torchvision_does_not_have():
         ModelError, match="no weights 'imagenet1k_v2' for resnet18: expected imagenet, imagenet1k_v1, none"
     ):
         build_network("resnet18", 2, "imagenet1k_v2", 0)
+
+
+# --------------------------------------------------------------------------------------------------------- other heads
+
+WITH_MLP = {
+    "resnet18": 11_506_114, "resnet50": 24_624_066, "densenet121": 7_545_602, "efficientnet_b0": 4_730_366,
+    "mobilenet_v2": 2_946_690, "mobilenet_v3_large": 4_924_850, "vit_b_16": 86_259_330, LITE: 4_093_826,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "vit_b_16")) for n in WITH_MLP])
+def test_a_network_with_three_layers_has_the_papers_size(name: str) -> None:
+    """Table of arXiv 2511.00456; EfficientNet-Lite0 is ours."""
+    model = build_network(name, 2, "none", 0, "mlp")
+    assert sum(p.numel() for p in model.parameters()) == WITH_MLP[name]
+    last = model.get_submodule(NETWORKS[name].head)
+    assert sum(p.numel() for p in last.parameters()) == 512 * last[1].in_features + 67_458
+    assert [type(layer).__name__ for layer in last] == [
+        "Flatten", "Linear", "BatchNorm1d", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear"
+    ]  # fmt: skip
+    assert (last[4].p, last[7].p) == (0.3, 0.2)
+    side = 224 if name == "vit_b_16" else 64
+    with torch.inference_mode():
+        assert model.eval()(torch.zeros(1, 3, side, side)).shape == (1, 2)
+
+
+@pytest.mark.parametrize(("name", "weights"), [("resnet18", "none"), ("mobilenet_v2", "none"), (LITE, "imagenet")])
+def test_three_layers_are_drawn_from_the_seed_and_the_body_is_not(name: str, weights: str) -> None:
+    first, again, other = (state_of(build_network(name, 2, weights, seed, "mlp")) for seed in (42, 42, 1))
+    head = NETWORKS[name].head
+    assert same(first, again)
+    body = {key for key in first if not key.startswith(f"{head}.")}
+    assert all(torch.equal(first[key], other[key]) for key in body)
+    linear = [f"{head}.{place}.{kind}" for place in (1, 5, 8) for kind in ("weight", "bias")]
+    assert not any(torch.equal(first[key], other[key]) for key in linear)
+    plain = state_of(build_network(name, 2, weights, 42))
+    assert all(torch.equal(first[key], plain[key]) for key in body)
+
+
+@pytest.mark.parametrize("head", ["MLP", "", "mlp2"])
+def test_unknown_head(head: str) -> None:
+    for refuse in (lambda: build_network("resnet18", 2, "none", 0, head), lambda: find_network("resnet18", head)):
+        with pytest.raises(ModelError, match=f"no head '{head}': expected one of linear, mlp"):
+            refuse()
+
+
+def test_a_network_that_makes_its_own_head_takes_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Network(lambda outputs: nn.Conv2d(3, outputs, 1), "", "", pooled_linear=True)
+    monkeypatch.setitem(NETWORKS, "own", own)
+    assert find_network("own") is own
+    for refuse in (lambda: find_network("own", "mlp"), lambda: build_network("own", 2, "none", 0, "mlp")):
+        with pytest.raises(ModelError, match="'own' makes its own last layers, so it takes no head 'mlp'"):
+            refuse()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_grad_cam_has_no_closed_form_behind_three_layers(name: str) -> None:
+    network = find_network(name, "mlp")
+    assert network.pooled_linear is False
+    assert (network.features, network.layout, network.rectified) == (
+        NETWORKS[name].features, NETWORKS[name].layout, NETWORKS[name].rectified
+    )  # fmt: skip
+    assert find_network(name) is NETWORKS[name]
+
+
+def test_every_global_generator_is_left_as_it_was_by_three_layers() -> None:
+    before = torch.random.get_rng_state()
+    build_network("resnet18", 2, "none", 0, "mlp")
+    assert torch.equal(torch.random.get_rng_state(), before)
