@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from tbkd_utils.errors import UsageError
 from tbkd_utils.localization.boxes import Boxes, boxes_to_json, check_boxes
-from tbkd_utils.localization.scores import check_inside, check_same_length, check_truth, energy_of, hit_of, scores_of
+from tbkd_utils.localization.scores import check_inside, check_same_length, check_truth, hit_of, scores_of
 from tbkd_utils.localization.tables import DELTAS
 
 
@@ -61,14 +61,17 @@ def constant_boxes(truths: Sequence[ArrayLike], groups: Sequence[Hashable], coun
         n arrays (count, 4); fewer boxes if the others have fewer.
 
     Raises:
-        UsageError: If there is one patient alone, or lists differ in length.
+        UsageError: If there is one patient alone, count is below 1, or lists differ in length.
     """
     check_same_length(truths=truths, groups=groups)
     checked = [check_truth(truth, place) for place, truth in enumerate(truths)]
-    owners = np.array([groups[place] for place, truth in enumerate(checked) for _ in truth], dtype=object)
+    number = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    of_image = np.array([number[group] for group in groups])  # (n,)
+    owners = np.repeat(of_image, [len(truth) for truth in checked])  # (c,)
     candidates = np.concatenate(checked)  # (c, 4)
-    of_image = np.array(list(groups), dtype=object)
-    if len(set(groups)) < 2:
+    if count < 1:
+        raise UsageError(f"count is {count}: expected at least 1 box.")
+    if len(number) < 2:
         raise UsageError("All images are of one patient: there is no other one to take constant boxes from.")
     known: dict[tuple[int, ...], np.ndarray] = {}
 
@@ -79,8 +82,8 @@ def constant_boxes(truths: Sequence[ArrayLike], groups: Sequence[Hashable], coun
         return known[places]
 
     chosen: dict[Hashable, Boxes] = {}
-    for group in dict.fromkeys(groups):
-        others, allowed = of_image != group, np.flatnonzero(owners != group)
+    for group, own in number.items():
+        others, allowed = of_image != own, np.flatnonzero(owners != own)
         places: tuple[int, ...] = ()
         for _ in range(min(count, len(allowed))):
             means = {
@@ -116,12 +119,13 @@ def guess_rows(
     for place, (name, guess, gt) in enumerate(zip(names, guesses, gt_list, strict=True)):
         boxes, truth = check_boxes(guess, f"guess of image {place}"), check_truth(gt, place)
         check_inside(truth, size, place)
+        check_inside(boxes, size, place, "the guess")
         score, matched, best = scores_of(truth, boxes)
         row = {
             "name": name, "n_gt": len(truth), "n_pred": len(boxes), "score": score, "matched": matched, "best_iou": best
         }  # fmt: skip
         row |= {f"hit_{round(100 * delta)}": int(best >= delta) for delta in DELTAS}
-        row |= {"pointing": int(_points_inside(boxes, truth, size)), "energy": _share_inside(boxes, truth, size)}
+        row |= {"pointing": int(_points_inside(boxes, truth, size)), "energy": _share_inside(boxes, truth)}
         rows.append(row | {"boxes": boxes_to_json(boxes), "gt_boxes": boxes_to_json(truth)})
     return pd.DataFrame(rows)
 
@@ -137,9 +141,17 @@ def _points_inside(boxes: Boxes, truth: Boxes, size: tuple[int, int]) -> bool:
     return hit_of(point, truth.astype(np.float64), 0.0)
 
 
-def _share_inside(boxes: Boxes, truth: Boxes, size: tuple[int, int]) -> float:
-    """The share of the boxes' area, in whole pixels, that lies in the truth."""
-    covered = np.zeros(size)
-    for left, top, right, bottom in np.round(boxes).astype(int):
-        covered[max(top, 0) : bottom, max(left, 0) : right] = 1
-    return energy_of(covered, truth.astype(np.float64))
+def _share_inside(boxes: Boxes, truth: Boxes) -> float:
+    """The share of the area of the boxes' union that lies in the truth, exactly; 0 where there is no area."""
+    edges = np.concatenate([boxes, truth]).astype(np.float64)
+    xs, ys = np.unique(edges[:, [0, 2]]), np.unique(edges[:, [1, 3]])
+    areas = np.diff(ys)[:, None] * np.diff(xs)  # cells between the edges: each is wholly inside or outside a box
+
+    def covered(by: Boxes) -> np.ndarray:
+        left, top, right, bottom = (by[:, i, None, None] for i in range(4))
+        inside = (left <= xs[:-1]) & (xs[1:] <= right) & (top <= ys[:-1, None]) & (ys[1:, None] <= bottom)
+        return np.any(inside, axis=0)
+
+    guessed = areas * covered(boxes.astype(np.float64))
+    total = float(guessed.sum())
+    return float((guessed * covered(truth.astype(np.float64))).sum()) / total if total else 0.0

@@ -219,15 +219,15 @@ def check_truth(gt: ArrayLike, image: int | None = None) -> Boxes:
     return truth
 
 
-def check_inside(truth: Boxes, shape: tuple[int, ...], image: int | None = None) -> None:
-    """Refuses ground truth that does not lie in a heatmap of this (H, W)."""
+def check_inside(truth: Boxes, shape: tuple[int, ...], image: int | None = None, what: str = "ground truth") -> None:
+    """Refuses ground truth, or other boxes, that do not lie in a heatmap of this (H, W)."""
     height, width = shape
     limit = np.array([width, height, width, height]) + 1e-3  # float32 rounding of a box on the edge
     out = np.flatnonzero(((truth < -1e-3) | (truth > limit)).any(axis=1))
     if out.size:
         where = "" if image is None else f" of image {image}"
         raise UsageError(
-            f"ground truth{where} must lie in the {width}x{height} heatmap; box "
+            f"{what}{where} must lie in the {width}x{height} heatmap; box "
             f"{out[0]} is {truth[out[0]].tolist()}: bring it to the heatmap's scale and clip it first"
         )
 
