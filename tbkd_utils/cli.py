@@ -32,7 +32,8 @@ OnlyOption = Annotated[
     list[str] | None, typer.Option("--only", help="Notebooks by the beginning of their name, as in --only 04.")
 ]
 DataOption = Annotated[
-    Path | None, typer.Option("--data", "-d", help="Folder of TBX11K. Without it: synthetic, or $TBKD_DATA.")
+    Path | None,
+    typer.Option("--data", "-d", help="Folder of the system's dataset. Without it: synthetic, or $TBKD_DATA."),
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="Folder that receives runs/ and figures/.")]
 SetOption = Annotated[
@@ -135,7 +136,7 @@ def status(
 def locate(
     image_or_folder: Annotated[Path, typer.Argument(help="A PNG, JPEG, TIFF, BMP or DICOM file, or a folder of them.")],
     run: Annotated[
-        Path, typer.Option("--run", help="A trained network: runs/RECIPE/student-DIGEST or teacher-DIGEST.")
+        Path, typer.Option("--run", help="A trained network: runs/RECIPE/ROLE-DIGEST, such as a student's.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder that receives boxes, tables and overlays.")] = Path(
         "located"
@@ -144,7 +145,7 @@ def locate(
         float | None, typer.Option(help="Share of the normalized heatmap that makes a box, 0 to 1.")
     ] = None,
     min_probability: Annotated[
-        float, typer.Option(help="Draw no box where the probability of TB is lower; 0 draws everywhere.")
+        float, typer.Option(help="Draw no box where the probability of the finding is lower; 0 draws everywhere.")
     ] = 0.0,
     min_area: Annotated[
         float | None, typer.Option(help="Smallest box, in square pixels of the network's input.")
@@ -157,7 +158,7 @@ def locate(
     ] = None,
     settings: SetOption = None,
 ) -> None:
-    """Find TB in your own radiographs; write boxes as COCO JSON and CSV, and overlays.
+    """Locate the finding in your own radiographs; write boxes as COCO JSON and CSV, and overlays.
 
     All boxes are in the pixels of the files. They are suggestions to be corrected by a reader, not a diagnosis.
 
@@ -187,8 +188,9 @@ def locate(
         console.print(f"[red]failed:[/] {escape(name)}: {escape(reason)}", soft_wrap=True, highlight=False)
     called, boxes = sum(f.probability > 0.5 for f in located.findings), sum(len(f.boxes) for f in located.findings)
     console.print(
-        f"Radiographs located: {len(located.findings)} ({called} with a probability of TB above 0.5); boxes: {boxes}; "
-        f"failed: {len(located.failures)}; other files, not looked at: {located.others}.", soft_wrap=True
+        f"Radiographs located: {len(located.findings)} ({called} with a probability of {escape(trained.task.label)} "
+        f"above 0.5); boxes: {boxes}; failed: {len(located.failures)}; other files, not looked at: {located.others}.",
+        soft_wrap=True,
     )  # fmt: skip
     console.print(f"Written: {escape(str(out))}", soft_wrap=True)
     raise typer.Exit(3 if located.failures else 0)

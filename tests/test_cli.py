@@ -5,13 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import tiny_dataset as tiny
 from commands import good, run
 
 from tbkd_utils import __version__
 from tbkd_utils.data.dataset import read_dataset
-from tbkd_utils.errors import DataError, SettingsError
+from tbkd_utils.errors import DataError, NotebookError, SettingsError
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.system import named_recipe
 from tbkd_utils.systems.tb.presets import PRESETS
@@ -233,6 +234,19 @@ def test_status_lists_every_step_and_runs_none(tmp_path: Path) -> None:
         assert step in text
     assert "14 waiting. The time left is not known before something is done." in text
     assert not list((tmp_path / "runs" / "smoke").glob("0*"))
+
+
+def test_status_and_reproduce_of_another_system(tmp_path: Path) -> None:
+    arguments = ("--system", "pneumonia", "-r", "smoke", "-o", tmp_path)
+    for command in ("status", "reproduce"):
+        result = run(command, *arguments, "--notebooks", tmp_path)
+        assert isinstance(result.exception, NotebookError)
+        assert "no notebooks of the system 'pneumonia'" in str(result.exception)
+    said = {"system": "pneumonia", "trains": "classifier", "grid": ["arms"], "settings": ["data"]}
+    notebook = nbformat.v4.new_notebook(metadata={"tbkd": said})
+    (tmp_path / "01_classifier.ipynb").write_text(nbformat.writes(notebook))
+    text = good("status", *arguments, "--notebooks", tmp_path)
+    assert [row[:2] for row in cells(text)] == [["classifier (balance=none)", "waiting"], ["01_classifier", "waiting"]]
 
 
 def test_an_unknown_option_is_a_usage_error(experiments) -> None:

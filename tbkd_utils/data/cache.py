@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tbkd_utils.data.dataset import fingerprint
+from tbkd_utils.data.files import read_listed
 from tbkd_utils.data.geometry import Aspect, Geometry
 from tbkd_utils.data.images import read_image, to_gray
 from tbkd_utils.data.manifest import Manifest
@@ -189,7 +190,7 @@ def _decode_all(records: Sequence[Radiograph], run: Run, resize: int, crop: int,
     sizes = np.zeros((len(records), 2), dtype=np.int64)
 
     def pixels(record: Radiograph) -> tuple[tuple[int, ...], np.ndarray]:
-        image = to_gray(read_image(record.path))
+        image = to_gray(read_listed(record.path))
         geometry = Geometry(image.shape[0], image.shape[1], resize, crop, aspect)
         return image.shape[:2], geometry.pixels(image)
 

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from tbkd_utils.data.dataset import byte_identical, find_layout, split_records
-from tbkd_utils.data.images import read_image, stored_mode
+from tbkd_utils.data.files import listed_as_dicom, read_listed
+from tbkd_utils.data.images import stored_mode
 from tbkd_utils.data.manifest import Manifest
 from tbkd_utils.data.readers import READERS, Reader
 from tbkd_utils.data.records import Radiograph
@@ -19,6 +20,10 @@ from tbkd_utils.errors import TbkdError
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 """The quantiles of box area that the report shows."""
+DICOM = "DICOM"
+"""What stands for the mode of a DICOM file, of which there are too many kinds for a word."""
+LONG = 10
+"""From how many groups of identical files on the report counts them too."""
 _IMAGE_TYPES: dict[str, Any] = {
     "split": str,
     "name": str,
@@ -70,10 +75,11 @@ class DatasetReport:
         """Summarize the rows for showing.
 
         Returns:
-            Title -> table: "images" and "absent files" (per split and class), "boxes" (per split and
-            category), "box area" (quantiles of the share of the image), "without a box" (where others of their
-            kind have one), "boxes of several categories", "byte-identical files" (and whether they cross from
-            train to val), "stored images" (mode and size), and "patients" where they are known.
+            Title -> table: "images" and "absent files" (per split and class), "byte-identical files" (and whether they
+            cross from train to val or test), "stored images" (mode and size); "patients" where they are known;
+            "duplicates" (counts of the identical files) where their list is long. Where a dataset has boxes: "boxes"
+            (per split and category), "box area" (quantiles of the share of the image), "without a box" (where others
+            of their kind have one), "boxes of several categories".
         """
         present = self.images[self.images["present"]]
         # A collection without boxes, such as TBX11K's extra images, lacks none.
@@ -81,12 +87,18 @@ class DatasetReport:
         boxless = boxed & (present["n_boxes"] == 0)
         stored = present.groupby(["source", "mode", "width", "height"]).size()
         patients = {"patients": _patients_table(present)} if (present["patient"] != "").any() else {}
-        return patients | {
-            "images": _images_table(present, self.layout.kinds),
+        boxes = {
             "boxes": _boxes_table(self.boxes, list(self.layout.categories.values())),
             "box area": _area_table(self.boxes),
             "without a box": present.loc[boxless, ["split", "name"]].reset_index(drop=True),
             "boxes of several categories": _both_table(self.boxes),
+        }
+        long = len(self.identical) >= LONG
+        return {
+            **patients,
+            "images": _images_table(present, self.layout.kinds),
+            **(boxes if len(self.boxes) or self.layout.categories else {}),  # some layouts never have any
+            **({"duplicates": _duplicates_table(self.identical, self.images)} if long else {}),
             "byte-identical files": _identical_table(self.identical),
             "absent files": _absent_table(self.images),
             "stored images": stored.reset_index(name="images"),
@@ -189,8 +201,8 @@ def _decode(
         if not record.present:
             return None
         try:
-            height, width = read_image(record.path).shape[:2]
-            return stored_mode(record.path), (width, height)
+            height, width = read_listed(record.path).shape[:2]
+            return DICOM if listed_as_dicom(record.path) else stored_mode(record.path), (width, height)
         except TbkdError as error:
             return error
 
@@ -264,11 +276,33 @@ def _identical_table(identical: tuple[tuple[tuple[str, str], ...], ...]) -> pd.D
         (
             ", ".join(name for _, name in group),
             ", ".join(split for split, _ in group),
-            len({split.removeprefix("extra_") for split, _ in group}) > 1,
+            _cross_splits(group),
         )
         for group in identical
     ]
     return pd.DataFrame(rows, columns=["files", "splits", "cross_splits"])
+
+
+def _cross_splits(group: tuple[tuple[str, str], ...]) -> bool:
+    """Whether identical files are on several sides; extra images are on the side of their split."""
+    return len({split.removeprefix("extra_") for split, _ in group}) > 1
+
+
+def _duplicates_table(identical: tuple[tuple[tuple[str, str], ...], ...], images: pd.DataFrame) -> pd.DataFrame:
+    """Count groups of identical files, and those within and across patients (where known), splits and classes."""
+    rows = zip(images["split"], images["name"], images["patient"], images["target"], strict=True)
+    known = {(split, name): (patient, target) for split, name, patient, target in rows}
+    groups = [[known[one] for one in group] for group in identical]
+    patients = [{patient for patient, _ in group} for group in groups]
+    files = sum(map(len, groups))
+    counts = {"groups": len(groups), "files": files, "surplus copies": files - len(groups)}
+    if (images["patient"] != "").any():
+        sure = [found for found in patients if "" not in found]
+        counts["groups within one patient"] = sum(len(found) == 1 for found in sure)
+        counts["groups across patients"] = sum(len(found) > 1 for found in sure)
+    counts["groups across splits"] = sum(map(_cross_splits, identical))
+    counts["groups across classes"] = sum(len({target for _, target in group}) > 1 for group in groups)
+    return pd.DataFrame(counts.items(), columns=["what", "count"])
 
 
 def _absent_table(images: pd.DataFrame) -> pd.DataFrame:

@@ -56,6 +56,28 @@ def read_radiograph(path: str | Path) -> np.ndarray:
     return image
 
 
+def read_listed(path: Path) -> np.ndarray:
+    """Read a file that a dataset lists: DICOM by its ending, anything else by `images.read_image`.
+
+    Unlike `read_radiograph`, this opens no image twice.
+
+    Args:
+        path: The file.
+
+    Returns:
+        uint8 (h, w) for gray or (h, w, 3) for color.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    return read_dicom(path) if listed_as_dicom(path) else read_image(path)
+
+
+def listed_as_dicom(path: Path) -> bool:
+    """Whether a file that a dataset lists is DICOM, by its ending."""
+    return path.suffix.lower() in DICOM_ENDINGS
+
+
 def picture_name(name: str) -> str:
     """Returns what a PNG made from a file is called: `a/b.png` stays, `a/b.dcm` becomes `a/b.dcm.png`."""
     return name if name.lower().endswith(".png") else f"{name}.png"

@@ -1,4 +1,4 @@
-"""Your own radiographs through a trained network: the probability of TB, and boxes in the pixels of the files."""
+"""Your own radiographs through a trained network: a probability, and boxes in the pixels of the files."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class Finding:
         name: The file, relative to the folder that was given, with forward slashes.
         path: The file.
         geometry: The way from its pixels to the network's and back.
-        probability: Probability of TB, 0 to 1.
+        probability: Probability of the finding (the task's explained class), 0 to 1.
         boxes: (k, 4) float32 xyxy in pixels of the file, inside the image; k may be 0.
         map: float32 (h, w), Grad-CAM at the layer's resolution, not normalized.
         recipe: The settings behind it.
@@ -71,7 +71,7 @@ class Located:
         others: How many files of the folder are no radiographs, and were not looked at.
         trained: The network.
         min_area: The smallest box that counts, in square pixels of the network's input.
-        min_probability: Radiographs with a lower probability of TB get no box.
+        min_probability: Radiographs with a lower probability of the finding get no box.
     """
 
     findings: tuple[Finding, ...]
@@ -93,7 +93,7 @@ def locate(
     leave_out: Sequence[Path] = (),
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Located:
-    """Finds TB in radiographs from anywhere; nothing is written.
+    """Finds what a network was trained for in radiographs from anywhere; nothing is written.
 
     Every file goes the way of the series' own radiographs: gray, resize, center crop, network, Grad-CAM, Algorithm 1.
     The boxes are then taken back to the pixels of the file. A heatmap is scaled to its own maximum, so that a healthy
@@ -105,7 +105,7 @@ def locate(
         threshold: Share of the normalized heatmap, in [0, 1]; None for the recipe's.
         min_area: The smallest box that counts, in square pixels of the network's input; None for what the network's
             training boxes give.
-        min_probability: Radiographs with a lower probability of TB get no box.
+        min_probability: Radiographs with a lower probability of the finding get no box.
         data: The dataset that the network learned from, where its folder does not note its boxes' areas.
         leave_out: Folders that are not looked into.
         progress: Called with the number of files that are done, and of all.

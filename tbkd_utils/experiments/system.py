@@ -23,11 +23,23 @@ class Task:
         kind: `single`: each image has one class (an int); `multi`: any number of them (a 0 or 1 for each class);
             `mask`: each image has a mask of its foreground.
         explained: The class that heatmaps, AUC and probabilities are about.
+        finding: What that class shows, in words, such as "tuberculosis"; empty if its name says it.
     """
 
     classes: tuple[str, ...]
     kind: Literal["single", "multi", "mask"] = "single"
     explained: int = 1
+    finding: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name of the explained class, such as "TB"."""
+        return self.classes[self.explained]
+
+    @property
+    def words(self) -> str:
+        """The finding in words; the explained class's name if the task has none."""
+        return self.finding or self.label
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from tbkd_utils.data.cache import Samples, scaled_areas
+from tbkd_utils.data.files import read_listed
 from tbkd_utils.data.geometry import Geometry
-from tbkd_utils.data.images import read_image
 from tbkd_utils.data.loaders import plain_loader, training_loader
 from tbkd_utils.data.transforms import build_augmentation
 from tbkd_utils.errors import RunError, SettingsError
@@ -190,11 +190,11 @@ def load_trained(
 
     Raises:
         RunError: If the folder is not a finished network, was changed since, or its preset is not known.
-        SettingsError: If a setting does not exist, has an impossible value, or would change the network.
+        SettingsError: If the system or a setting does not exist, a value is impossible, or would change the network.
     """
     path = Path(folder).expanduser()
     settings = read_json(path / "settings.json")
-    if not isinstance(settings, dict) or settings.get("kind") not in _roles():
+    if not isinstance(settings, dict) or not _is_network(settings):
         raise RunError(_no_network(path))
     run = Run(path, settings)
     if run.problem is not None:
@@ -286,13 +286,18 @@ def _areas_in_dataset(trained: TrainedNetwork, data: str | Path | None) -> np.nd
     parts = []
     for record in experiment.train_records:
         if len(record.boxes):
-            width, height = record.size or read_image(record.path).shape[1::-1]
+            width, height = record.size or read_listed(record.path).shape[1::-1]
             parts.append(scaled_areas(Geometry(height, width, *experiment.recipe.training_scale), record.boxes))
     return np.concatenate([np.empty(0), *parts])
 
 
-def _roles() -> set[str]:
-    return {role for system in SYSTEMS.values() for role in system.roles}
+def _is_network(settings: Mapping[str, Any]) -> bool:
+    """Whether settings are those of a network: the system that they name has such a role.
+
+    Raises:
+        SettingsError: If there is no such system.
+    """
+    return settings.get("kind") in find_system(settings.get("system", DEFAULT_SYSTEM)).roles
 
 
 def _no_network(path: Path) -> str:
@@ -301,23 +306,42 @@ def _no_network(path: Path) -> str:
         return f"{path}: no such folder. Expected a trained network's, such as runs/demo/student-<digest>."
     if not path.is_dir():
         return f"{path}: this is a file. Expected a trained network's folder, such as runs/demo/student-<digest>."
-    found = [one.parent for role in sorted(_roles()) for one in sorted(path.glob(f"{role}-*/{DONE}"))]
+    found = _networks_in(path)
+    system = next(iter(found.values()))["system"] if found else DEFAULT_SYSTEM
     message = (
-        f"{path}: not a finished network. Expected a folder such as runs/demo/student-<digest> (or teacher-) with "
-        f"settings.json, {DONE}, best.safetensors and last.safetensors, as a training leaves it."
+        f"{path}: not a finished network. Expected a folder such as {_example(system)} with settings.json, {DONE}, "
+        "best.safetensors and last.safetensors, as a training leaves it."
     )
     if not found:
         return message
-    listed = "\n".join(f"  {one.name}  {_what_differs(one)}" for one in found)
+    listed = "\n".join(f"  {one.name}  {_what_differs(one, settings)}" for one, settings in found.items())
     return f"{message} Name one of those in this folder:\n{listed}"
 
 
-def _what_differs(folder: Path) -> str:
+def _networks_in(path: Path) -> dict[Path, dict[str, Any]]:
+    """The finished networks in a folder, by role and name, with their settings; each names its system."""
+    found = []
+    for done in path.glob(f"*/{DONE}"):
+        settings = read_json(done.parent / "settings.json")
+        if isinstance(settings, dict):
+            settings = {"system": DEFAULT_SYSTEM} | settings
+            if settings["system"] in SYSTEMS and _is_network(settings):
+                found.append((str(settings["kind"]), done.parent, settings))
+    return {folder: settings for _, folder, settings in sorted(found, key=lambda one: one[:2])}
+
+
+def _example(system: str) -> str:
+    """What the folder of a system's network is called: its last role's, and the beginnings of the others."""
+    *others, last = SYSTEMS[system].roles
+    label = Recipe(name="demo", system=system).label
+    return f"runs/{label}/{last}-<digest>" + (f" (or {', '.join(f'{role}-' for role in others)})" if others else "")
+
+
+def _what_differs(folder: Path, settings: Mapping[str, Any]) -> str:
     """The settings of a network that are not its preset's, as in `seed=1`."""
-    settings = read_json(folder / "settings.json") or {}
-    preset, system = folder.resolve().parent.name, settings.get("system", DEFAULT_SYSTEM)
-    preset = preset.removeprefix(f"{system}-")
-    if system not in SYSTEMS or preset not in SYSTEMS[system].presets or settings.get("kind") not in _roles():
+    system = settings["system"]
+    preset = folder.resolve().parent.name.removeprefix(f"{system}-")
+    if preset not in SYSTEMS[system].presets:
         return ""
     usual, used = named_recipe(preset, system).flat(), _trained_under(settings)
     changed = [f"{key}={value}" for key, value in used.items() if usual[key] != value]

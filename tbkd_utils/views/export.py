@@ -21,7 +21,7 @@ from tbkd_utils.experiments.predict import Finding, Located, reason
 from tbkd_utils.runs import DONE, Run, explained, read_json, write_bytes, write_csv, write_json
 from tbkd_utils.views.overlays import overlay_png
 
-CATEGORY = {"id": 1, "name": "tuberculosis", "supercategory": ""}
+CATEGORY = 1  # the only one in the file: the finding
 KIND = "suggestions"
 OVERLAYS, PICTURES = "overlays", "pictures"
 
@@ -31,7 +31,7 @@ def coco(located: Located) -> dict[str, Any]:
 
     An image's `file_name` is the file that an annotation tool can show: the radiograph itself or, for DICOM, the PNG
     made from it; `source` is the radiograph in either case. `bbox` is left, top, width, height in pixels of the file.
-    `score` is the radiograph's probability of TB, the same for all its boxes.
+    `score` is the radiograph's probability of the finding, the same for all its boxes.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -42,13 +42,14 @@ def coco(located: Located) -> dict[str, Any]:
         })  # fmt: skip
         for left, top, right, bottom in found.boxes.astype(np.float64).tolist():
             annotations.append({
-                "id": len(annotations) + 1, "image_id": number, "category_id": CATEGORY["id"],
+                "id": len(annotations) + 1, "image_id": number, "category_id": CATEGORY,
                 "bbox": [left, top, right - left, bottom - top], "area": (right - left) * (bottom - top),
                 "segmentation": [], "iscrowd": 0, "score": found.probability,
             })  # fmt: skip
     description = "Boxes suggested by a network, to be corrected by a reader. Not for use on patients."
     info = {"description": description, "version": __version__, **_made_by(located)}
-    return {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": [CATEGORY]}
+    category = {"id": CATEGORY, "name": located.trained.task.words, "supercategory": ""}
+    return {"info": info, "licenses": [], "images": images, "annotations": annotations, "categories": [category]}
 
 
 def box_table(located: Located) -> pd.DataFrame:

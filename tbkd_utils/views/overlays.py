@@ -13,6 +13,7 @@ from PIL import Image
 from tbkd_utils.data.files import read_radiograph
 from tbkd_utils.data.images import to_gray
 from tbkd_utils.experiments.predict import Finding
+from tbkd_utils.experiments.system import find_system
 from tbkd_utils.localization.boxes import normalize
 from tbkd_utils.views.figures import COLORS, HEAT, STYLES
 
@@ -26,11 +27,12 @@ def overlay(found: Finding, who: str) -> Figure:
 
     Args:
         found: From `locate`.
-        who: `teacher` or `student`, for the color.
+        who: The network's role, such as `teacher` or `student`, for the color.
 
     Raises:
         DataError: If the file cannot be read any more.
     """
+    label = find_system(found.recipe.system).task.label
     image = Image.fromarray(to_gray(read_radiograph(found.path)))
     width, height = image.size
     image.thumbnail((SHOWN, SHOWN))
@@ -44,7 +46,7 @@ def overlay(found: Finding, who: str) -> Figure:
     for box in found.boxes:
         _frame(boxed, box, rim="white", edgecolor=COLORS[who], linestyle=STYLES[who], linewidth=2.0)
         boxed.text(
-            box[0], box[1], f"p(TB) {found.probability:.2f}", color="white", fontsize=8, va="top", clip_on=True,
+            box[0], box[1], f"p({label}) {found.probability:.2f}", color="white", fontsize=8, va="top", clip_on=True,
             bbox={"facecolor": COLORS[who], "pad": 1.5, "linewidth": 0},
         )  # fmt: skip
     left, top, right, bottom = found.seen
@@ -54,7 +56,7 @@ def overlay(found: Finding, who: str) -> Figure:
         axes.set(xlim=(0, width), ylim=(height, 0))
     figure.colorbar(shown, ax=heated, shrink=0.75, label="Grad-CAM, scaled to its maximum")
     count = f"{len(found.boxes)} box{'' if len(found.boxes) == 1 else 'es'}"
-    boxed.set_title(f"p(TB) {found.probability:.3f} by the {who}, {count}", fontsize=10)
+    boxed.set_title(f"p({label}) {found.probability:.3f} by the {who}, {count}", fontsize=10)
     heated.set_title(f"heatmap; boxes at {found.recipe.scores.threshold:g}; dotted: what the network saw", fontsize=10)
     figure.suptitle(found.name if len(found.name) <= 90 else f"…{found.name[-89:]}", fontsize=10, parse_math=False)
     return figure

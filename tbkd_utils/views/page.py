@@ -13,10 +13,12 @@ import psutil
 import torch
 from markupsafe import Markup
 
+from tbkd_utils.errors import NotebookError
 from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.grid import all_variants
 from tbkd_utils.experiments.notebooks import RECORD
-from tbkd_utils.experiments.series import plan
-from tbkd_utils.experiments.system import Item
+from tbkd_utils.experiments.series import find_notebooks, plan, training_steps
+from tbkd_utils.experiments.system import Item, System
 from tbkd_utils.models.devices import environment
 from tbkd_utils.runs import ENVIRONMENT, read_json, write_text
 
@@ -41,6 +43,7 @@ def write_page(experiment: Experiment, verdicts: pd.DataFrame, summary: str, rea
     source = importlib.resources.files("tbkd_utils.views").joinpath("report.html.j2").read_text()
     environment_ = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment_.from_string(source).render(
+        heading=_heading(experiment.system),
         recipe=experiment.recipe,
         synthetic=experiment.synthetic,
         fingerprint=experiment.fingerprint,
@@ -80,11 +83,24 @@ def times(experiment: Experiment) -> pd.DataFrame:
         that was trained earlier took none.
     """
     rows = []
-    for step in plan(experiment):
+    try:
+        find_notebooks(system=experiment.recipe.system)
+    except NotebookError:  # a system without notebooks, or an installation without the project's folder
+        steps = training_steps(experiment, all_variants(experiment))
+    else:
+        steps = plan(experiment)
+    for step in steps:
         record = read_json(step.job.run.file(RECORD)) or read_json(step.job.run.file(ENVIRONMENT))
         if record:
             rows.append((step.name, record["seconds"], record.get("training", record["seconds"])))
     return pd.DataFrame(rows, columns=["step", "seconds", "of which training"])
+
+
+def _heading(system: System) -> str:
+    """What the system does, for the top of the page."""
+    words = system.task.words
+    distilled = any(role.teacher is not None for role in system.roles.values())
+    return f"{words[:1].upper()}{words[1:]} localization{' by distillation' if distilled else ''}"
 
 
 def _item(experiment: Experiment, item: Item) -> dict:

@@ -25,7 +25,7 @@ HINT = (
 
 
 def locate_upload(trained: TrainedNetwork, **settings: Any) -> widgets.VBox:
-    """Returns a widget that locates TB in the radiographs that are given to its button.
+    """Returns a widget that locates the finding in the radiographs that are given to its button.
 
     The button is reached with Tab and opened with Enter or Space. What goes wrong is said in the area below it, file
     by file. The files lie in a temporary folder while they are read, and nowhere afterwards.
@@ -79,8 +79,10 @@ def _saved(uploads: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
 
 def _page(located: Located) -> str:
     """Everything found, as HTML: each radiograph, the failures, and the boxes for saving."""
-    who = located.trained.role
-    parts = [f"<figure style='margin: 0'>{_image(found, who)}{_note(found)}</figure>" for found in located.findings]
+    parts = [
+        f"<figure style='margin: 0'>{_image(found, located.trained)}{_note(found)}</figure>"
+        for found in located.findings
+    ]
     if located.failures:
         rows = "".join(f"<li><b>{escape(name)}</b>: {escape(why)}</li>" for name, why in located.failures)
         parts.append(f"<p>Not located:</p><ul>{rows}</ul>")
@@ -99,10 +101,10 @@ def _link(name: str, kind: str, content: bytes) -> str:
     return f"<a style='text-decoration: underline' download='{name}' href='data:{kind};base64,{data}'>{name}</a>"
 
 
-def _image(found: Finding, who: str) -> str:
-    picture = base64.b64encode(overlay_png(found, who)).decode()
+def _image(found: Finding, trained: TrainedNetwork) -> str:
+    picture = base64.b64encode(overlay_png(found, trained.role)).decode()
     boxes = "; ".join("left {:.0f}, top {:.0f}, right {:.0f}, bottom {:.0f}".format(*box) for box in found.boxes)
-    told = f"{found.name}: probability of TB {found.probability:.2f}; boxes: {boxes or 'none'}"
+    told = f"{found.name}: probability of {trained.task.label} {found.probability:.2f}; boxes: {boxes or 'none'}"
     return f"<img alt='{escape(told)}' style='max-width: 100%' src='data:image/png;base64,{picture}'>"
 
 

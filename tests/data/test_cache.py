@@ -11,8 +11,8 @@ from PIL import Image
 
 from tbkd_utils.data import cache as module
 from tbkd_utils.data.cache import PIXELS, SIZES, PickedRows, Samples, load_samples
+from tbkd_utils.data.files import read_listed
 from tbkd_utils.data.geometry import Geometry
-from tbkd_utils.data.images import read_image
 from tbkd_utils.data.records import Radiograph
 from tbkd_utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from tbkd_utils.errors import DataError
@@ -52,9 +52,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     def counting(path: Path) -> np.ndarray:
         files.append(path)
-        return read_image(path)
+        return read_listed(path)
 
-    monkeypatch.setattr(module, "read_image", counting)
+    monkeypatch.setattr(module, "read_listed", counting)
     return files
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny_dataset as tiny
 from PIL import Image
 
-from tbkd_utils.data.check import QUANTILES, check_dataset
+from tbkd_utils.data.check import LONG, QUANTILES, check_dataset
 from tbkd_utils.errors import DataError
 
 EXTRA = ("da+db/train/n1.png", "da+db/train/px2.jpg", "da+db/val/n3.png", "mc+shenzhen/val/CHNCXR_0001_1.png")
@@ -105,6 +105,49 @@ def test_identical_files_and_whether_they_cross_splits(root: Path) -> None:
     ]
     assert report.identical[1] == (("train", "health/h0001.png"), ("val", "health/h0009.png"))
     assert report.ok
+
+
+def kermany(root: Path, copies: dict[str, str]) -> Path:
+    """Kermany's layout: a file for each name, the same pixels for the same word."""
+    words = sorted(set(copies.values()))
+    for name, word in copies.items():
+        tiny.write_image(root / "chest_xray" / name, words.index(word))
+    return root
+
+
+def test_many_identical_files_are_counted_too(tmp_path: Path) -> None:
+    copies = {f"train/PNEUMONIA/person{n}_virus_{k}.png": f"v{n}" for n in range(LONG - 2) for k in (1, 2)}
+    copies |= {"train/PNEUMONIA/person90_virus_1.png": "x", "test/PNEUMONIA/person91_virus_1.png": "x"}
+    copies |= {f"train/NORMAL/IM-0001-000{n}.png": "y" for n in (1, 2, 3)}
+    copies |= {"train/NORMAL/IM-0002-0001.png": "alone", "test/NORMAL/IM-0003-0001.png": "alone too"}
+    tables = check_dataset(kermany(tmp_path, copies)).tables()
+    assert rows(tables["duplicates"]) == [
+        ("groups", LONG), ("files", 2 * LONG + 1), ("surplus copies", LONG + 1),
+        ("groups within one patient", LONG - 1), ("groups across patients", 1),
+        ("groups across splits", 1), ("groups across classes", 0),
+    ]  # fmt: skip
+    assert list(tables).index("duplicates") < list(tables).index("byte-identical files")
+    shutil.copy(tmp_path / "chest_xray/train/NORMAL/IM-0001-0001.png", tmp_path / "chest_xray/test/PNEUMONIA/"
+                "person92_virus_1.png")  # fmt: skip
+    counts = dict(rows(check_dataset(tmp_path).tables()["duplicates"]))
+    assert (counts["groups across patients"], counts["groups across splits"]) == (2, 2)
+    assert counts["groups across classes"] == 1
+
+
+def test_few_identical_files_are_only_listed_and_unknown_patients_not_counted(root: Path) -> None:
+    assert "duplicates" not in check_dataset(root).tables()
+    names = [f"da+db/train/n{n}.png" for n in range(10, 10 + 2 * LONG)]
+    for number, name in enumerate(names):
+        tiny.write_image(root / "imgs/extra" / name, 100 + number // 2)
+    counts = dict(rows(check_dataset(root).tables()["duplicates"]))
+    assert counts["groups"] == LONG
+    assert not any("patient" in what for what in counts)
+
+
+def test_a_layout_that_has_no_boxes_gets_no_table_of_boxes(tmp_path: Path) -> None:
+    names = ("train/NORMAL/IM-1111-0001.png", "train/PNEUMONIA/person1_virus_1.png")
+    tables = check_dataset(kermany(tmp_path, {name: name for name in names})).tables()
+    assert list(tables) == ["patients", "images", "byte-identical files", "absent files", "stored images"]
 
 
 def test_stored_modes_are_counted(root: Path) -> None:

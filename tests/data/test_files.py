@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_dicom import dicom
 
 from tbkd_utils.data.dicom import read_dicom
-from tbkd_utils.data.files import find_radiographs, picture_name, read_radiograph
+from tbkd_utils.data.files import find_radiographs, picture_name, read_listed, read_radiograph
 from tbkd_utils.data.images import read_image
 from tbkd_utils.errors import DataError
 
@@ -148,3 +148,13 @@ def test_a_strip_is_no_radiograph(tmp_path: Path) -> None:
     tiny.write_image(tmp_path / "x.png", size=(500, 20))
     with pytest.raises(DataError, match="500 x 20"):
         read_radiograph(tmp_path / "x.png")
+
+
+def test_a_listed_file_is_dicom_by_its_ending_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = dicom(tmp_path / "x.DCM", RAMP)
+    assert np.array_equal(read_listed(path), read_dicom(path))
+    Image.fromarray(np.full((4, 6), 9, np.uint8)).save(tmp_path / "x.png")
+    monkeypatch.setattr("tbkd_utils.data.files.is_dicom", lambda _: pytest.fail("opened twice"))
+    assert read_listed(tmp_path / "x.png").tolist() == [[9] * 6] * 4
+    with pytest.raises(DataError, match="no such file"):
+        read_listed(tmp_path / "absent.png")

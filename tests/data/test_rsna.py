@@ -5,10 +5,14 @@ import pytest
 from PIL import Image
 from tiny_dicom import dicom
 
+from tbkd_utils.data.cache import load_samples
+from tbkd_utils.data.check import check_dataset
 from tbkd_utils.data.dataset import read_dataset
+from tbkd_utils.data.geometry import Aspect
 from tbkd_utils.data.readers.rsna import Rsna
 from tbkd_utils.data.records import Radiograph
 from tbkd_utils.errors import DataError
+from tbkd_utils.runs import Run
 
 LABELS, FOLDER = "stage_2_train_labels.csv", "stage_2_train_images"
 ROWS = """patientId,x,y,width,height,Target
@@ -121,3 +125,53 @@ def test_damaged_headers_are_refused(root: Path) -> None:
 def test_a_header_of_an_image_without_a_box_is_not_read(root: Path) -> None:
     (root / FOLDER / "0004cfab.dcm").write_text("no image")
     assert len(read(root)) == 4
+
+
+# --- pixels -----------------------------------------------------------------------------------------------------------
+
+
+def spotted(shape: tuple[int, int], left: int, top: int, width: int, height: int) -> tuple[np.ndarray, str]:
+    """A dark image with a bright rectangle, uint8, and the rectangle's cells in pixels of the 1024x1024 original."""
+    image = np.zeros(shape, np.uint8)
+    image[top : top + height, left : left + width] = 255
+    down, across = 1024 / shape[0], 1024 / shape[1]
+    return image, f"{left * across},{top * down},{width * across},{height * down}"
+
+
+@pytest.fixture
+def mixed_root(tmp_path: Path) -> Path:
+    """Two DICOM files and a PNG, none of them square, each with a box around its bright part but the second."""
+    folder, rows = tmp_path / "rsna" / FOLDER, ["patientId,x,y,width,height,Target"]
+    image, cells = spotted((64, 128), 32, 16, 32, 16)
+    dicom(folder / "0001.dcm", image.astype(np.uint16) * 16)
+    rows.append(f"0001,{cells},1")
+    image, _ = spotted((96, 64), 8, 8, 16, 16)
+    dicom(folder / "0002.dcm", image.astype(np.uint16) * 16)
+    rows.append("0002,,,,,0")
+    image, cells = spotted((128, 64), 16, 64, 16, 32)
+    Image.fromarray(image).save(folder / "0003.png")
+    rows.append(f"0003,{cells},1")
+    (tmp_path / "rsna" / LABELS).write_text("\n".join(rows))
+    return tmp_path / "rsna"
+
+
+def test_a_check_reads_dicom_files_and_names_them_so(mixed_root: Path) -> None:
+    report = check_dataset(mixed_root)
+    assert report.problems == ()
+    assert report.images["mode"].tolist() == ["DICOM", "DICOM", "L"]
+    assert report.images[["width", "height"]].to_numpy().tolist() == [[128, 64], [64, 96], [64, 128]]
+    (mixed_root / FOLDER / "0002.dcm").write_bytes(b"x" * 200)
+    (problem,) = check_dataset(mixed_root).problems
+    assert "0002.dcm: not a DICOM file" in problem
+
+
+@pytest.mark.parametrize("aspect", ["keep", "squash"])
+def test_dicom_files_are_loaded_with_their_boxes_in_place(mixed_root: Path, tmp_path: Path, aspect: Aspect) -> None:
+    records = read(mixed_root)
+    samples = load_samples(records, lambda kind, settings: Run.at(tmp_path / "runs", kind, settings), 64, 64, aspect)
+    assert samples.names == ("0001.dcm", "0002.dcm", "0003.png")
+    assert [len(boxes) for boxes in samples.boxes] == [1, 0, 1]
+    for index in (0, 2):
+        y, x = np.nonzero(samples.pixels[index] > 127)
+        seen = [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        assert np.abs(samples.boxes[index][0] - seen).max() <= 1

@@ -190,6 +190,36 @@ def test_boxes_lie_where_the_bright_spot_is(
     assert np.abs(box - [left, top, right, bottom]).max() <= 1.5 * max(1, pixel)
 
 
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> TrainedNetwork:
+    """A network of another system, with a head of three layers, that sees every radiograph squashed to a square."""
+    experiment = Experiment.open("smoke", out=tmp_path_factory.mktemp("classifier"), system="pneumonia")
+    return load_trained(untrained(experiment, "classifier").run.path)
+
+
+@pytest.mark.parametrize("shape", [(90, 180), (300, 130)])
+def test_boxes_of_squashed_radiographs_lie_where_the_bright_spot_is(
+    classifier: TrainedNetwork, tmp_path: Path, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (classifier.recipe.training.head, classifier.recipe.pixels.aspect) == ("mlp", "squash")
+    height, width = shape
+    box = [0.6 * width, 0.1 * height, 0.9 * width, 0.3 * height]  # off the center: a square crop would cut it
+    left, top, right, bottom = map(round, box)
+    image = np.zeros(shape, np.uint8)
+    image[top:bottom, left:right] = 255
+    Image.fromarray(image).save(tmp_path / "x.png")
+    plain = one(tmp_path / "x.png", classifier)
+    assert plain.seen.tolist() == [0, 0, width, height]
+    monkeypatch.setattr(
+        "tbkd_utils.experiments.predict.activation_maps",
+        lambda trained, samples, recipe: samples.pixels.astype(np.float32),
+    )
+    (found,) = one(tmp_path / "x.png", classifier).boxes
+    side = classifier.recipe.pixels.resize
+    pixel = np.maximum(1, [width / side, height / side] * 2)  # of the network's input, in pixels of the file
+    assert (np.abs(found - [left, top, right, bottom]) <= 1.5 * pixel).all()
+
+
 def test_boxes_and_the_seen_part_lie_in_the_image(trained: TrainedNetwork, tmp_path: Path) -> None:
     for number, size in enumerate([(64, 97), (333, 64), (73, 73), (1000, 101), (75, 74)]):
         tiny.write_image(tmp_path / f"{number}.png", seed=number, size=size)

@@ -101,6 +101,26 @@ def test_the_folder_around_networks_lists_them_with_what_differs(made: TrainedNe
     assert all(part in line for part in ("seed=7", "crop=48", "temperature=3.0"))
 
 
+def test_the_system_that_a_folder_names_decides(tmp_path: Path) -> None:
+    network = untrained(Experiment.open("smoke", out=tmp_path, system="pneumonia"), "classifier").run.path
+    found = load_trained(network)
+    assert (found.role, found.recipe.system, found.task.label) == ("classifier", "pneumonia", "pneumonia")
+    with pytest.raises(RunError) as caught:
+        load_trained(network.parent)
+    first, line = str(caught.value).splitlines()
+    assert "such as runs/pneumonia-demo/classifier-<digest> with settings.json" in first
+    assert line == f"  {network.name}  (the recipe's own settings)"
+    settings = json.loads((network / "settings.json").read_text())
+    (network / "settings.json").write_text(json.dumps(settings | {"kind": "student"}))  # a role of another system
+    with pytest.raises(RunError, match="not a finished network"):
+        load_trained(network)
+    (network / "settings.json").write_text(json.dumps(settings | {"system": "unheard"}))
+    with pytest.raises(SettingsError, match="no system 'unheard'"):
+        load_trained(network)
+    with pytest.raises(RunError, match=r"student-<digest> \(or teacher-\) with [^:]*$"):
+        load_trained(network.parent)
+
+
 def test_a_run_of_another_kind_is_refused(odd: Experiment) -> None:
     folder = odd.root.parent
     assert folder.name.startswith("synthetic-")

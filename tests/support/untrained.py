@@ -11,7 +11,7 @@ def untrained(experiment: Experiment, role: str = "student", *, noted: bool = Tr
 
     Args:
         experiment: Recipe and data; the folder is named as a training would name it.
-        role: `teacher` or `student`.
+        role: One of the system's, such as `teacher` or `student`.
         noted: False for a folder from before `locating.json`.
     """
     recipe = experiment.recipe
@@ -20,7 +20,7 @@ def untrained(experiment: Experiment, role: str = "student", *, noted: bool = Tr
         if needed:
             training, classes = recipe.training, len(experiment.task.classes)
             network = experiment.network_of(role)
-            state = build_network(network, classes, training.weights, training.seed).state_dict()
+            state = build_network(network, classes, training.weights, training.seed, training.head).state_dict()
             for name in ("best", "last"):
                 write_tensors(run.file(f"{name}.safetensors"), state)
             if noted:

@@ -108,6 +108,16 @@ def test_an_overlay_shows_boxes_heatmap_and_probability_in_the_files_pixels(loca
     assert boxed.get_ylim() == (found.geometry.height, 0)
 
 
+def test_the_finding_is_called_as_its_system_calls_it(located: Located, folder: Path, tmp_path: Path) -> None:
+    assert overlay(located.findings[0], "student").axes[0].get_title().startswith("p(TB) ")
+    network = untrained(Experiment.open("smoke", out=tmp_path, system="pneumonia"), "classifier")
+    other = locate(folder / "a.png", network)
+    assert coco(other)["categories"] == [{"id": 1, "name": "pneumonia", "supercategory": ""}]
+    title = overlay(other.findings[0], network.role).axes[0].get_title()
+    assert title.startswith("p(pneumonia) ")
+    assert "by the classifier" in title
+
+
 def test_odd_names_are_drawn_as_they_are(trained: TrainedNetwork, folder: Path, tmp_path: Path) -> None:
     name = f"$x_1$ 100% {'long ' * 30}.png"
     shutil.copy(folder / "a.png", tmp_path / name)
@@ -250,6 +260,7 @@ def test_the_command_finishes_the_good_files_and_says_which_are_bad(
     assert result.output.count("\nfailed: ") + result.output.startswith("failed: ") == 4
     assert "failed: cut.png: the image is truncated" in result.output
     assert "Radiographs located: 3 " in result.output
+    assert " with a probability of TB above 0.5); boxes: " in result.output
     assert "failed: 4; other files, not looked at: 1." in result.output
     assert len(json.loads((tmp_path / "out/boxes.json").read_text())["images"]) == 3
 
@@ -262,6 +273,16 @@ def test_the_command_on_one_good_file(
     assert f"Written: {tmp_path / 'located'}" in text
     assert set(pd.read_csv("located/images.csv")["file"]) == {"c.dcm"}
     good("locate", folder / "sub/c.dcm", "--run", trained.run.path)  # again, in its place
+
+
+def test_the_command_with_a_network_of_another_system(folder: Path, tmp_path: Path) -> None:
+    experiment = Experiment.open("smoke", out=tmp_path, system="pneumonia")
+    network = untrained(experiment, "classifier").run.path
+    assert network.parent.name == "pneumonia-smoke"
+    text = good("locate", folder / "a.png", "--run", network, "--out", tmp_path / "out")
+    assert " with a probability of pneumonia above 0.5); boxes: " in text
+    assert json.loads((tmp_path / "out/boxes.json").read_text())["categories"][0]["name"] == "pneumonia"
+    assert (tmp_path / "out/overlays/a.png").is_file()
 
 
 def test_the_commands_options_reach_the_boxes(trained: TrainedNetwork, folder: Path, tmp_path: Path) -> None:
@@ -307,4 +328,6 @@ def test_a_dark_file_is_noted(trained: TrainedNetwork, tmp_path: Path) -> None:
 def test_help_says_what_the_exit_status_means() -> None:
     text = " ".join(good("locate", "--help").split())
     assert all(part in text for part in ("--run", "--out", "--threshold", "COCO", "Exit status", "suggestions"))
+    assert "probability of the finding" in " ".join(text.replace("│", " ").split())
+    assert "TB" not in text
     assert "locate" in good("--help")

@@ -76,6 +76,13 @@ def test_uploaded_radiographs_are_located_as_by_the_function(trained: TrainedNet
     assert box.children[0].value == ()  # the same file can be chosen again
 
 
+def test_another_systems_finding_is_called_by_its_name(folder: Path, tmp_path: Path) -> None:
+    experiment = Experiment.open("smoke", out=tmp_path, system="pneumonia")
+    _, results = upload(locate_upload(untrained(experiment, "classifier")), folder / "a.png")
+    assert "a.png: probability of pneumonia " in results
+    assert "TB" not in re.sub(r"base64,[^']*", "", results)
+
+
 def test_bad_files_are_named_beside_the_good_ones(trained: TrainedNetwork, folder: Path) -> None:
     status, results = upload(locate_upload(trained), folder / "a.png", folder / "cut.png", folder / "sub/empty.dcm")
     assert "1 located" in status

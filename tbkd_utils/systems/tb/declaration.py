@@ -39,7 +39,7 @@ TB = register(
     System(
         name="tb",
         summary="tuberculosis, located by a distilled student",
-        task=Task(classes=("no TB", "TB")),
+        task=Task(classes=("no TB", "TB"), finding="tuberculosis"),
         roles={
             "teacher": Role("cross_entropy"),
             "student": Role("distillation", teacher="teacher", groups=("data", "pixels", "training", "distillation")),
