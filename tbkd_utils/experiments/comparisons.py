@@ -1,6 +1,6 @@
 """Networks set against each other: rows per network of a grid, then how sure their differences are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,6 +9,9 @@ from tbkd_utils.experiments.evaluation import Localization, paired_rows
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.grid import classify_variant, localize_variant
 from tbkd_utils.experiments.system import Variant
+from tbkd_utils.localization.boxes import Boxes
+from tbkd_utils.localization.guesses import guess_rows
+from tbkd_utils.localization.tables import DELTAS, max_box_acc, summarize
 from tbkd_utils.metrics.statistics import (
     bootstrap_interval,
     paired_difference,
@@ -118,6 +121,72 @@ def image_scores(found: Sequence[Localization]) -> np.ndarray:
     """Returns the paper's score of every radiograph that all networks are scored on, float64 (images, networks)."""
     columns = [one.rows.set_index("name")["score"] for one in found]
     return pd.concat(columns, axis=1, join="inner").to_numpy(dtype=np.float64)
+
+
+def guess_scores(
+    found: Localization, guesses: Mapping[str, Sequence[Boxes]], names: Collection[str] | None = None
+) -> pd.DataFrame:
+    """Sets a network beside blind guesses on the same radiographs.
+
+    Args:
+        found: The network's boxes and scores.
+        guesses: Name to the boxes that it guesses for each radiograph, in the order of `found.samples`.
+        names: The radiographs that count; all of them, if left out.
+
+    Returns:
+        One row per network or guess and metric: guess_or_network, metric, mean, low, high, n, blind. The network, named
+        by its role, comes first. A guess has no heatmap, so its MaxBoxAccV2 is the share that it hits at once.
+    """
+    resampling = found.experiment.recipe.resampling
+    thresholds = _among(found.threshold_rows(all_sizes=True), names)
+    own = pd.concat([summarize(_among(found.rows, names), **resampling), max_box_acc(thresholds, **resampling)])
+    tables = [own.assign(guess_or_network=found.role, blind=False)]
+    for name, rows in guessed_rows(found, guesses, names).items():
+        hits = rows[[f"hit_{round(100 * delta)}" for delta in DELTAS]].mean(axis=1)
+        best = ("max_box_acc_v2", hits.mean(), *bootstrap_interval(hits, **resampling), len(hits))
+        one = pd.concat([summarize(rows, **resampling), pd.DataFrame([best], columns=list(own))])
+        tables.append(one.assign(guess_or_network=name, blind=True))
+    columns = ["guess_or_network", "metric", "mean", "low", "high", "n", "blind"]
+    return pd.concat(tables, ignore_index=True)[columns]
+
+
+def guess_differences(
+    found: Localization, guesses: Mapping[str, Sequence[Boxes]], names: Collection[str] | None = None
+) -> pd.DataFrame:
+    """Asks image by image whether a network knows more than each guess.
+
+    Args:
+        found: The network's boxes and scores.
+        guesses: As in `guess_scores`.
+        names: As in `guess_scores`.
+
+    Returns:
+        One row per guess and metric (score, matched, pointing, energy): guess, metric, difference (network minus
+        guess), low and high (95% bootstrap over radiographs), p (paired permutation test), n.
+    """
+    recipe, found_rows, own = found.experiment.recipe, [], _among(found.rows, names)
+    for name, rows in guessed_rows(found, guesses, names).items():
+        for metric in ("score", "matched", "pointing", "energy"):
+            ours, theirs = own[metric].to_numpy(float), rows[metric].to_numpy(float)
+            low, high = bootstrap_interval(ours - theirs, **recipe.resampling)
+            p = paired_permutation_test(ours, theirs, **recipe.resampling_of_tests)
+            found_rows.append((name, metric, float((ours - theirs).mean()), low, high, p, len(ours)))
+    return pd.DataFrame(found_rows, columns=["guess", "metric", "difference", "low", "high", "p", "n"])
+
+
+def guessed_rows(
+    found: Localization, guesses: Mapping[str, Sequence[Boxes]], names: Collection[str] | None = None
+) -> dict[str, pd.DataFrame]:
+    """Returns the rows of `guesses.guess_rows` for each guess, of all radiographs or those named."""
+    samples = found.samples
+    return {
+        name: _among(guess_rows(samples.names, boxes, samples.boxes, samples.size), names)
+        for name, boxes in guesses.items()
+    }
+
+
+def _among(rows: pd.DataFrame, names: Collection[str] | None) -> pd.DataFrame:
+    return rows if names is None else rows[rows["name"].isin(names)]
 
 
 def localization_table(found: Mapping[str, Localization]) -> pd.DataFrame:

@@ -1,16 +1,20 @@
 """Predictions and scores of a trained network on the test set: rows per image, then summaries, kept in run folders."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from tbkd_utils.data.cache import Samples
-from tbkd_utils.errors import UsageError
+from tbkd_utils.data.cache import Samples, load_samples
+from tbkd_utils.data.dataset import find_layout, fingerprint, read_dataset
+from tbkd_utils.data.readers import Reader
+from tbkd_utils.errors import DataError, UsageError
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.experiments.trained import TrainedNetwork
@@ -65,13 +69,28 @@ def probabilities(experiment: Experiment, trained: TrainedNetwork) -> pd.DataFra
     Raises:
         RunError: If the run folder cannot be written.
     """
-    samples = experiment.test
+    return _probabilities(experiment, trained, experiment.test, {})
 
+
+def held_out_probabilities(experiment: Experiment, trained: TrainedNetwork) -> pd.DataFrame:
+    """Returns the same for the validation split, from which a threshold may be chosen.
+
+    Raises:
+        SettingsError: If the recipe has no validation split.
+        RunError: If the run folder cannot be written.
+    """
+    return _probabilities(experiment, trained, experiment.held_out, {"part": "validation"})
+
+
+def _probabilities(
+    experiment: Experiment, trained: TrainedNetwork, samples: Samples, which: Mapping[str, str]
+) -> pd.DataFrame:
     def compute() -> pd.DataFrame:
         found = class_probabilities(trained, samples)
         return classification_rows(samples.names, found, is_positive(trained, samples), samples.sources)
 
-    return cached_rows(experiment.run_at("probabilities", _looked_at(experiment, trained)), compute)
+    settings = _looked_at(experiment, trained) | dict(which)
+    return cached_rows(experiment.run_at("probabilities", settings), compute)
 
 
 def classification(experiment: Experiment, trained: TrainedNetwork) -> pd.DataFrame:
@@ -202,12 +221,16 @@ def localization(experiment: Experiment, trained: TrainedNetwork) -> Localizatio
         UsageError: If no test radiograph has a box, or no training radiograph, which the minimum area needs.
         RunError: If a run folder cannot be written.
     """
-    recipe = experiment.recipe
-    samples = _scored(experiment, trained)
-    min_area = _min_area(experiment)
+    which = {"scored_images": experiment.recipe.scores.scored_images}
+    return _localized(experiment, trained, _scored(experiment, trained), which)
 
-    scored = {"scored_images": recipe.scores.scored_images}
-    heat = experiment.run_at("heatmaps", _looked_at(experiment, trained) | recipe.differences("heatmaps") | scored)
+
+def _localized(
+    experiment: Experiment, trained: TrainedNetwork, samples: Samples, which: Mapping[str, str]
+) -> Localization:
+    """Heatmaps, boxes and scores of these radiographs, each with a box, which `which` names."""
+    recipe, min_area = experiment.recipe, _min_area(experiment)
+    heat = experiment.run_at("heatmaps", _looked_at(experiment, trained) | recipe.differences("heatmaps") | dict(which))
     with heat.making() as needed:
         if needed:
             computed = torch.from_numpy(activation_maps(trained, samples, recipe))
@@ -254,6 +277,59 @@ def activation_maps(trained: TrainedNetwork, samples: Samples, recipe: Recipe) -
     step, device = recipe.execution.eval_batch_size, trained.device
     batches = (trained.images(samples, i, i + step).to(device) for i in range(0, len(samples), step))
     return compute_heatmaps(trained.model(), batches, heatmapper(trained, recipe))
+
+
+# --- on another dataset -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What a network says of another dataset than the one it learned from.
+
+    Attributes:
+        rows: One row per radiograph with the finding or without any: name, source, label, probability.
+        located: Boxes and scores of those with a box of the finding.
+    """
+
+    rows: pd.DataFrame
+    located: Localization
+
+
+def elsewhere(
+    experiment: Experiment, trained: TrainedNetwork, folder: str | Path, finding: str, readers: Sequence[type[Reader]]
+) -> Elsewhere:
+    """Scores a trained network on the boxes of another dataset; computed once and kept.
+
+    Radiographs whose boxes are of other findings alone are left out; so are the other findings' boxes.
+
+    Args:
+        experiment: Recipe and data of the network.
+        trained: The network.
+        folder: The other dataset.
+        finding: The category of its boxes, whatever the case of its letters.
+        readers: The layouts that are tried.
+
+    Raises:
+        DataError: If the folder is no such dataset, or has no box of the finding.
+        RunError: If a run folder cannot be written.
+    """
+    layout, explained = find_layout(folder, readers), experiment.task.explained
+    wanted = {number for number, name in layout.categories.items() if name.lower() == finding.lower()}
+    records = []
+    for record in read_dataset(folder, "all", partial=True, readers=readers):
+        kept = [place for place, category in enumerate(record.categories) if category in wanted]
+        healthy = not (record.target if isinstance(record.target, int) else any(record.target))
+        if kept or (healthy and not len(record.boxes)):
+            target = explained if kept else int(not explained)
+            categories = tuple(record.categories[place] for place in kept)
+            records.append(replace(record, target=target, boxes=record.boxes[kept], categories=categories))
+    if not any(len(record.boxes) for record in records):
+        raise DataError(f"{folder}: no box of the finding '{finding}'. It has {', '.join(layout.categories.values())}.")
+    scale, manifest = experiment.recipe.evaluation_scale, experiment.manifest
+    samples = load_samples(records, experiment.run_at, *scale, manifest)
+    which = {"elsewhere": fingerprint(records, manifest)}
+    boxed = samples.subset([place for place, boxes in enumerate(samples.boxes) if len(boxes)])
+    return Elsewhere(_probabilities(experiment, trained, samples, which), _localized(experiment, trained, boxed, which))
 
 
 def paired_rows(teacher: Localization, student: Localization) -> pd.DataFrame:

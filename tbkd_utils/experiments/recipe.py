@@ -101,9 +101,7 @@ class Data(Settings):
 class Synthetic(Settings):
     """The set that is drawn when no folder is given."""
 
-    synthetic_train: Counts = Field(
-        (), description="synthetic set: training images of each kind (healthy, sick, TB), or persons"
-    )
+    synthetic_train: Counts = Field((), description="synthetic set: images, or persons, of each kind for training")
     synthetic_val: Counts = Field((), description="synthetic set: the same for testing")
     synthetic_size: int = Field(256, ge=64, description="synthetic set: side of an image in pixels")
     synthetic_marker_rate: float = Field(

@@ -94,7 +94,8 @@ def plan(
         steps += [trainings.pop(name) for name in dict.fromkeys(gathered) if name in trainings]
         needs = [trained_by[role] for role in entry.get("needs", ()) if trained_by.get(role, path.stem) != path.stem]
         before = [step.name for step in steps] if entry.get("after") == "all" else [*needs, *gathered]
-        steps.append(Step(NotebookJob.of(path, experiment), tuple(dict.fromkeys(before))))
+        others = [name for name in dict.fromkeys(before) if name != path.stem]  # what it trains itself is no need
+        steps.append(Step(NotebookJob.of(path, experiment), tuple(others)))
     return steps
 
 
