@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from tbkd_utils.data.cache import Samples
 from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.seeding import stable_seed
-from tbkd_utils.data.transforms import rand_augment
+from tbkd_utils.data.transforms import build_augmentation
 from tbkd_utils.experiments.evaluation import Localization, paired_rows
 from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.localization.boxes import normalize
@@ -118,7 +118,7 @@ def preprocessing(image: np.ndarray, boxes: np.ndarray, recipe: Recipe, examples
     Args:
         image: uint8 (h, w), as stored.
         boxes: float32 (k, 4) xyxy in its pixels.
-        recipe: Resize, crop and RandAugment.
+        recipe: Resize, crop and augmentation.
         examples: How many augmented versions.
     """
     geometry = Geometry(image.shape[0], image.shape[1], *recipe.training_scale)
@@ -130,12 +130,14 @@ def preprocessing(image: np.ndarray, boxes: np.ndarray, recipe: Recipe, examples
     row[0].set_title(f"stored\n{image.shape[1]} x {image.shape[0]} px", fontsize=9)
     _blank(row[1], crop)
     draw_boxes(row[1], geometry.boxes(boxes), "ground truth")
-    row[1].set_title(f"resized to {recipe.pixels.resize},\ncenter {recipe.pixels.crop} px", fontsize=9)
+    word = "squashed" if recipe.pixels.aspect == "squash" else "resized"
+    row[1].set_title(f"{word} to {recipe.pixels.resize},\ncenter {recipe.pixels.crop} px", fontsize=9)
+    augment = build_augmentation(recipe.training.augmentation, recipe.flat("training"))
+    name = {"randaugment": "RandAugment"}.get(recipe.training.augmentation, "augmented")
     for number, axes in enumerate(row[2:]):
         seed = stable_seed("figure", recipe.data.data_seed, number)
-        how = {"operations": recipe.training.randaugment_ops, "magnitude": recipe.training.randaugment_magnitude}
-        _blank(axes, rand_augment(crop, None, seed, **how)[0])
-        axes.set_title(f"RandAugment\nexample {number + 1}", fontsize=9)
+        _blank(axes, augment(crop, None, seed)[0])
+        axes.set_title(f"{name}\nexample {number + 1}", fontsize=9)
     return figure
 
 
