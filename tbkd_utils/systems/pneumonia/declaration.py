@@ -10,6 +10,7 @@ from tbkd_utils.experiments.system import Role, System, Task, register
 from tbkd_utils.systems.pneumonia.division import as_the_source
 from tbkd_utils.systems.pneumonia.grid import CLASSIFIER, GRIDS
 from tbkd_utils.systems.pneumonia.presets import PRESETS
+from tbkd_utils.systems.pneumonia.report import ITEMS
 from tbkd_utils.systems.pneumonia.settings import PneumoniaRecipe
 
 
@@ -50,5 +51,6 @@ PNEUMONIA = register(
         drawn="pneumonia.json",
         grids=GRIDS,
         recipe=PneumoniaRecipe,
+        report=ITEMS,
     )
 )

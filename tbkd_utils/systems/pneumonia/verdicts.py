@@ -1,0 +1,123 @@
+"""What reproduced: a verdict for each claim of the paper, and for what it leaves unproven, from the run's numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.systems.pneumonia.looks import Looked
+from tbkd_utils.systems.pneumonia.paper import PUBLISHED, comparability, published_table
+from tbkd_utils.systems.pneumonia.tables import leak_summary
+
+HOLDS, FAILS, OPEN = "yes", "no", "not shown"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The numbers of one run that verdicts and sentences are computed from.
+
+    Attributes:
+        experiment: Recipe and data.
+        scores: From `tables.score_rows`, of the recipe's own network and those it is compared with.
+        arms: From `tables.score_rows`, of the arms.
+        arm_differences: From `tables.arm_differences`, each arm against `none`.
+        divisions: From `tables.score_rows`, of the divisions by patient.
+        leak: From `tables.leak_rows`.
+        looked: From `looks.look`; empty if no radiograph has boxes.
+        reasons: Why nothing can be set against the paper's numbers; from `paper.comparability`.
+    """
+
+    experiment: Experiment
+    scores: pd.DataFrame
+    arms: pd.DataFrame
+    arm_differences: pd.DataFrame
+    divisions: pd.DataFrame
+    leak: pd.DataFrame
+    looked: Sequence[Looked]
+    reasons: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reasons", comparability(self.experiment))
+
+
+def verdict_table(evidence: Evidence) -> pd.DataFrame:
+    """Returns one row per claim.
+
+    A claim holds here if the 95% interval of our number lies on its side of the boundary, fails if it lies on the other
+    side, and is otherwise not shown. Only an experiment like the paper's can reproduce a claim of the paper; those
+    marked as ours have no number there.
+
+    Returns:
+        Columns artifact, claim, here (ours with its interval), holds here (`yes`, `no`, `not shown`), verdict
+        (`reproduced`, `not reproduced`, `not comparable`; empty for ours).
+    """
+    rows = [*_accuracy(evidence), *_arms(evidence), *_leak(evidence), *_looks(evidence)]
+    table = pd.DataFrame(rows, columns=["artifact", "claim", "here", "holds here"])
+    held = np.where(table["holds here"] == HOLDS, "reproduced", "not reproduced")
+    verdict = np.where(bool(evidence.reasons), "not comparable", held)
+    return table.assign(verdict=np.where(table["artifact"].str.endswith("(ours)"), "", verdict))
+
+
+def side(low: float, high: float, boundary: float = 0.0) -> str:
+    """Says whether an interval lies above the boundary, which is the claim, below it, or across."""
+    if low > boundary:
+        return HOLDS
+    return FAILS if high < boundary else OPEN
+
+
+def _accuracy(evidence: Evidence) -> list[tuple]:
+    paper = published_table()
+    least, most = paper["accuracy"].min(), paper["accuracy"].max()
+    rows = []
+    for row in evidence.scores.to_dict("records"):
+        low, high = row["accuracy_low"], row["accuracy_high"]
+        here = f"{row['accuracy']:.3f} ({low:.3f} to {high:.3f}, {row['n']} radiographs)"
+        claim = f"{row['condition']} tells pneumonia from normal at {least:.3f} to {most:.3f}"
+        rows.append(("accuracy", claim, here, side(low, high, least)))
+    if len(PUBLISHED.keys() & set(evidence.scores["condition"])) > 1:
+        best = evidence.scores.sort_values("accuracy", ascending=False).iloc[0]
+        others = evidence.scores[evidence.scores["condition"] != best["condition"]]
+        apart = bool((others["accuracy_high"] < best["accuracy_low"]).all())
+        here = f"{best['condition']} is first; its interval {'lies apart' if apart else 'overlaps with others'}"
+        claimed = best["condition"] in ("resnet18", "efficientnet_b0")
+        rows.append(
+            ("ranking", "ResNet-18 and EfficientNet-B0 are the best", here,
+             OPEN if not apart else HOLDS if claimed else FAILS)
+        )  # fmt: skip
+    return rows
+
+
+def _arms(evidence: Evidence) -> list[tuple]:
+    rows = []
+    for row in evidence.arm_differences.to_dict("records"):
+        arm = row["comparison"].removesuffix(" - none")
+        here = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f} over radiographs, p {row['p']:.2g})"
+        artifact = "imbalance" if arm == "both" else "imbalance (ours)"
+        claim = f"accuracy is higher with the imbalance corrected ({arm}) than without"
+        rows.append((artifact, claim, here, side(row["low"], row["high"])))
+    for row in evidence.arms[evidence.arms["condition"] == "both"].to_dict("records"):
+        here = f"{row['odds']:.2f} ({row['odds_low']:.2f} to {row['odds_high']:.2f})"
+        claim = "corrected twice, the odds of pneumonia are too low (factor above 1)"
+        rows.append(("calibration (ours)", claim, here, side(row["odds_low"], row["odds_high"], 1.0)))
+    return rows
+
+
+def _leak(evidence: Evidence) -> list[tuple]:
+    found = leak_summary(evidence.leak)
+    here = f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f} over {found['n']:g} divisions)"
+    claim = "a division by images scores higher than one by patients"
+    return [("the leak (ours)", claim, here, side(found["low"], found["high"]))]
+
+
+def _looks(evidence: Evidence) -> list[tuple]:
+    rows = []
+    for one in evidence.looked:
+        for metric, words in (("score", "mIOU"), ("pointing", "pointing game"), ("energy", "energy inside")):
+            found = one.against_best_guess(metric)
+            here = f"{found['difference']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f}, {found['n']} radiographs)"
+            claim = f"{one.where}: the maps know more than the best blind guess, “{found['guess']}” ({words})"
+            artifact = "relevant regions" if metric == "score" else "relevant regions (ours)"
+            rows.append((artifact, claim, here, side(found["low"], found["high"])))
+    return rows
