@@ -1,6 +1,7 @@
 """The notebooks of the series: one shape, and the same tables whenever they run."""
 
 import ast
+import html
 import json
 import os
 import re
@@ -17,10 +18,12 @@ from papermill.parameterize import parameterize_notebook
 
 from tbkd_utils.experiments.executors import dask
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.notebooks import PARAMETERS, NotebookJob, Outcome
+from tbkd_utils.experiments.notebooks import PARAMETERS, NotebookJob, Outcome, metadata
 from tbkd_utils.experiments.series import find_notebooks, reproduce
+from tbkd_utils.experiments.system import SYSTEMS
 
 NOTEBOOKS = find_notebooks()
+OTHERS = [path for system in SYSTEMS if system != "tb" for path in find_notebooks(system=system)]
 CHECKED = "nbval-check-output"
 
 
@@ -31,7 +34,15 @@ def executed(smoke: Experiment) -> list[Outcome]:
     return [outcome for outcome in reproduce(smoke) if outcome.name in names]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.fixture(scope="session")
+def pneumonia(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """The series of the pneumonia system at `smoke`, executed."""
+    experiment = Experiment.open("smoke", out=tmp_path_factory.mktemp("pneumonia"), system="pneumonia")
+    assert [outcome.state for outcome in reproduce(experiment)] == ["done"] * 6
+    return experiment
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *OTHERS], ids=lambda path: path.stem)
 class TestShape:
     def test_it_opens_like_the_others(self, path: Path) -> None:
         cells = nbformat.read(path, as_version=4).cells
@@ -47,7 +58,9 @@ class TestShape:
         assert values == {"recipe": "demo", "data": None, "out": None, "overrides": {}, "figures": None}
         assert tuple(values) == PARAMETERS
         assert imports.source.startswith("%matplotlib inline\n")
-        assert opening.source == "experiment = experiment_from(globals())\nversions()"
+        system = metadata(path)["system"]
+        given = "globals()" if system == "tb" else f'globals(), "{system}"'
+        assert opening.source == f"experiment = experiment_from({given})\nversions()"
 
     def test_it_opens_with_a_question(self, path: Path) -> None:
         title = nbformat.read(path, as_version=4).cells[0].source
@@ -106,9 +119,9 @@ class TestShape:
         assert CHECKED in tags
 
 
-@pytest.mark.parametrize("number", ["03", "04", "05", "06"])
+@pytest.mark.parametrize("number", ["03", "04", "05", "06", "13"])
 def test_what_is_not_biomedicine_is_explained_in_plain_words_and_one_picture(number: str) -> None:
-    path = next(path for path in NOTEBOOKS if path.stem.startswith(number))
+    path = next(path for path in [*NOTEBOOKS, *OTHERS] if path.stem.startswith(number))
     cells = nbformat.read(path, as_version=4).cells
     place = next(i for i, cell in enumerate(cells) if cell.source.split("\n")[0].endswith(" in plain words"))
     words = cells[place].source.partition("\n")[2].split()
@@ -142,6 +155,32 @@ def test_the_report_is_one_page_that_needs_nothing_else(executed: list[Outcome],
     assert page.count("data:image/png;base64,") >= 14
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert "teacher (seed=0)" in page  # among the times
+
+
+@pytest.mark.slow
+def test_the_pneumonia_series_writes_its_figures_tables_and_page(pneumonia: Experiment) -> None:
+    written = {path.name for path in pneumonia.figures.iterdir()}
+    named = [name for item in pneumonia.system.report for name in item.figures if not name.endswith(("nih", "rsna"))]
+    assert {f"{name}.png" for name in named} <= written
+    assert {f"{name}.csv" for item in pneumonia.system.report for name in item.tables} <= written
+    assert list(pd.read_csv(pneumonia.figures / "arms.csv")["condition"]) == ["both", "none"]
+    assert len(pd.read_csv(pneumonia.figures / "leak.csv")) == 2
+    verdicts = pd.read_csv(pneumonia.figures / "verdicts.csv")
+    assert set(verdicts["verdict"].dropna()) == {"not comparable"}
+    page = html.unescape((pneumonia.runs / "report.html").read_text())
+    assert pneumonia.fingerprint in page
+    assert all(item.title in page for item in pneumonia.system.report if "other radiographs" not in item.title)
+    assert not re.search(r"\bTB\b|tubercul", page)
+    again = reproduce(pneumonia)
+    assert {outcome.state for outcome in again} == {"already done"}
+
+
+@pytest.mark.slow
+def test_the_pneumonia_tables_are_the_same_when_everything_is_made_again(pneumonia: Experiment, tmp_path: Path) -> None:
+    other = Experiment.open("smoke", out=tmp_path, system="pneumonia")
+    reproduce(other)
+    for path in sorted(pneumonia.figures.glob("*.csv")):
+        assert (other.figures / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 @pytest.mark.slow
