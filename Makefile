@@ -2,13 +2,15 @@
 
 PYTHON ?= python3
 JOBS ?= 2
+SYSTEM ?= tb
 BIN := .venv/bin
 READY := .venv/.ready
 
 .PHONY: help venv reproduce notebooks readme test test-fast test-browser bench lint format lab app clean
 
 help:
-	@echo "make reproduce   run the whole series on synthetic radiographs (recipe demo); JOBS=1 for one notebook at a time"
+	@echo "make reproduce   run the whole series on synthetic radiographs (recipe demo); JOBS=1 for one notebook at a time,"
+	@echo "                 SYSTEM=pneumonia for the second system"
 	@echo "make test        all tests but the browser's; TBKD_DATA=DIR adds those on real radiographs"
 	@echo "make test-browser  the notebooks and the app in a headless Chromium, which has to be installed"
 	@echo "make bench       speed beside what a user would write instead; for a quiet machine"
@@ -29,10 +31,10 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 reproduce: venv
-	$(BIN)/tbkd reproduce --recipe demo --jobs $(JOBS)
+	$(BIN)/tbkd reproduce --recipe demo --system $(SYSTEM) --jobs $(JOBS)
 
 notebooks: venv
-	$(BIN)/tbkd reproduce --recipe demo --jobs $(JOBS) --keep-outputs
+	$(BIN)/tbkd reproduce --recipe demo --system $(SYSTEM) --jobs $(JOBS) --keep-outputs
 
 readme: venv
 	$(BIN)/python -m tbkd_utils.systems.tb.readme
