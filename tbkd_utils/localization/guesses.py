@@ -12,8 +12,18 @@ from numpy.typing import ArrayLike
 
 from tbkd_utils.errors import UsageError
 from tbkd_utils.localization.boxes import Boxes, boxes_to_json, check_boxes
-from tbkd_utils.localization.scores import check_inside, check_same_length, check_truth, hit_of, scores_of
+from tbkd_utils.localization.scores import (
+    check_inside,
+    check_same_length,
+    check_truth,
+    hit_of,
+    iou_matrix,
+    scores_of,
+)
 from tbkd_utils.localization.tables import DELTAS
+
+MOST_CANDIDATES = 500
+"""Of more boxes than that, as many are tried as constant boxes, evenly spaced."""
 
 
 def whole_image(count: int, size: tuple[int, int]) -> list[Boxes]:
@@ -67,31 +77,40 @@ def constant_boxes(truths: Sequence[ArrayLike], groups: Sequence[Hashable], coun
     checked = [check_truth(truth, place) for place, truth in enumerate(truths)]
     number = {group: place for place, group in enumerate(dict.fromkeys(groups))}
     of_image = np.array([number[group] for group in groups])  # (n,)
-    owners = np.repeat(of_image, [len(truth) for truth in checked])  # (c,)
-    candidates = np.concatenate(checked)  # (c, 4)
+    owners = np.repeat(of_image, [len(truth) for truth in checked])
+    candidates = np.concatenate(checked)
     if count < 1:
         raise UsageError(f"count is {count}: expected at least 1 box.")
     if len(number) < 2:
         raise UsageError("All images are of one patient: there is no other one to take constant boxes from.")
-    known: dict[tuple[int, ...], np.ndarray] = {}
+    if len(candidates) > MOST_CANDIDATES:
+        kept = np.linspace(0, len(candidates) - 1, MOST_CANDIDATES).round().astype(int)
+        owners, candidates = owners[kept], candidates[kept]
+    chosen: dict[int, tuple[int, ...]] = dict.fromkeys(number.values(), ())
+    for _ in range(count):
+        for places in set(chosen.values()):
+            members = [group for group, own in chosen.items() if own == places]
+            means = _means_elsewhere(checked, of_image, candidates, places)[:, members]  # (c, groups)
+            means[owners[:, None] == np.array(members)] = -1
+            means[list(places)] = -1
+            for column, group in enumerate(members):
+                if means[:, column].max() >= 0:
+                    chosen[group] = (*places, int(means[:, column].argmax()))
+    return [candidates[list(chosen[group])] for group in of_image.tolist()]
 
-    def scores(places: tuple[int, ...]) -> np.ndarray:
-        """The score of these candidates on every image, (n,)."""
-        if places not in known:
-            known[places] = np.array([scores_of(truth, candidates[list(places)])[0] for truth in checked])
-        return known[places]
 
-    chosen: dict[Hashable, Boxes] = {}
-    for group, own in number.items():
-        others, allowed = of_image != own, np.flatnonzero(owners != own)
-        places: tuple[int, ...] = ()
-        for _ in range(min(count, len(allowed))):
-            means = {
-                place: scores((*places, place))[others].mean() for place in allowed.tolist() if place not in places
-            }
-            places = (*places, max(means, key=lambda place: (means[place], -place)))
-        chosen[group] = candidates[list(places)]
-    return [chosen[group] for group in groups]
+def _means_elsewhere(
+    truths: Sequence[Boxes], groups: np.ndarray, candidates: Boxes, places: tuple[int, ...]
+) -> np.ndarray:
+    """The mIOU of each candidate beside the chosen ones on the images of all groups but one: (candidates, groups)."""
+    sums = np.zeros((len(candidates), int(groups.max()) + 1))
+    for truth, group in zip(truths, groups.tolist(), strict=True):
+        ious = iou_matrix(candidates, truth)  # (c, m)
+        fixed = np.broadcast_to(ious[list(places)].ravel(), (len(ious), len(places) * len(truth)))
+        best = np.sort(np.concatenate([ious, fixed], axis=1), axis=1)[:, -len(truth) :]
+        sums[:, group] += best.mean(axis=1)
+    counts = np.bincount(groups)
+    return (sums.sum(axis=1, keepdims=True) - sums) / (counts.sum() - counts)
 
 
 def guess_rows(

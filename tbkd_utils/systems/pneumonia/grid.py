@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping
 
 from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.experiments.system import Variant
+from tbkd_utils.systems.pneumonia.paper import SEVEN, source_weights
 from tbkd_utils.systems.pneumonia.settings import PneumoniaRecipe
 
 CLASSIFIER = "classifier"
 BY_PATIENT, BY_IMAGE = "by patient", "by image"
-SECOND_WEIGHTS = ("resnet50", "mobilenet_v2", "mobilenet_v3_large")
-"""Networks that the paper starts from torchvision's second set of weights."""
 
 
 def _own(recipe: Recipe) -> PneumoniaRecipe:
@@ -53,9 +52,8 @@ def network_variants(recipe: Recipe) -> list[Variant]:
     """The recipe's own network and those it is compared with, each from the weights that the paper started from."""
     variants = [Variant(recipe.training.network, CLASSIFIER, recipe.training.seed, recipe)]
     for network in _own(recipe).comparisons.compared_networks:
-        weights = recipe.training.weights
-        if weights == "imagenet1k_v1" and network in SECOND_WEIGHTS:
-            weights = "imagenet1k_v2"
+        named = recipe.training.weights.startswith("imagenet") and network in SEVEN
+        weights = source_weights(network) if named else recipe.training.weights
         variants.append(
             Variant(network, CLASSIFIER, recipe.training.seed, recipe.changed(network=network, weights=weights))
         )

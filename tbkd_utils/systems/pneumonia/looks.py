@@ -107,8 +107,9 @@ def look(experiment: Experiment, trained: TrainedNetwork) -> list[Looked]:
     """
     recipe = experiment.recipe
     assert isinstance(recipe, PneumoniaRecipe)
-    layer = CAM_LAYERS.get(experiment.network_of(trained.role), recipe.heatmaps.cam_layer)
-    experiment, found = experiment.changed(cam_layer=layer), []
+    found: list[Looked] = []
+    if recipe.heatmaps.cam_layer == "last_stage":  # else the user chose one
+        experiment = experiment.changed(cam_layer=CAM_LAYERS.get(experiment.network_of(trained.role), "last_stage"))
     if any(len(boxes) for boxes in experiment.test.boxes):
         own = localization(experiment, trained)
         guesses = blind_guesses(own, drawn_lungs(experiment))
@@ -143,7 +144,9 @@ def drawn_lungs(experiment: Experiment) -> dict[str, np.ndarray] | None:
     """Returns the boxes of the lungs of every drawn test image in pixels of the crop; None for radiographs."""
     if not experiment.synthetic:
         return None
-    truth, samples = read_pneumonia_truth(experiment.root.parent), experiment.test
+    beside = (experiment.root / experiment.system.drawn).is_file()
+    truth = read_pneumonia_truth(experiment.root if beside else experiment.root.parent)
+    samples = experiment.test
     return {
         name: geometry.boxes(truth[name].lungs)
         for name, geometry in zip(samples.names, samples.geometries, strict=True)
@@ -175,12 +178,16 @@ def transfer_table(looked: Sequence[Looked], experiment: Experiment) -> pd.DataF
     """Says how well the network tells pneumonia from no finding on each set.
 
     Returns:
-        One row per set: where, radiographs, pneumonia, roc_auc, low, high (95% bootstrap within class).
+        One row per set: where, radiographs, pneumonia, roc_auc, low, high (95% bootstrap within class; nan where all
+        have pneumonia).
     """
     rows = []
     for one in looked:
-        area = area_table(one.rows, **experiment.recipe.resampling).set_index("metric").loc["roc_auc"]
-        rows.append((one.where, len(one.rows), int(one.rows["label"].sum()), *area[["value", "low", "high"]]))
+        area = (np.nan,) * 3
+        if one.rows["label"].nunique() > 1:
+            areas = area_table(one.rows, **experiment.recipe.resampling).set_index("metric")
+            area = tuple(areas.loc["roc_auc", ["value", "low", "high"]])
+        rows.append((one.where, len(one.rows), int(one.rows["label"].sum()), *area))
     return pd.DataFrame(rows, columns=["where", "radiographs", "pneumonia", "roc_auc", "low", "high"])
 
 

@@ -41,8 +41,19 @@ PUBLISHED = {
     "vit_b_16": Published(226, 11, 13, 656, 0.9947, 0.9981),
 }
 """By network; the cell of DenseNet-121 failed in the source's notebook."""
+SEVEN = (*PUBLISHED, "densenet121")
+"""The networks of the paper."""
+CALLED_BEST = ("resnet18", "efficientnet_b0")
+"""The networks that the paper puts first."""
+SECOND_WEIGHTS = ("resnet50", "mobilenet_v2", "mobilenet_v3_large")
+"""Networks that the source starts from torchvision's second set of ImageNet weights."""
 CAM_LAYERS = {"densenet121": "features.denseblock4"}
 """Layers whose maps the source shows, where they are not the network's own last stage."""
+
+
+def source_weights(network: str) -> str:
+    """Returns the name of the ImageNet weights from which the source starts a network."""
+    return "imagenet1k_v2" if network in SECOND_WEIGHTS else "imagenet1k_v1"
 
 
 def published_table() -> pd.DataFrame:
@@ -72,8 +83,11 @@ def comparability(experiment: Experiment) -> list[str]:
     ours, paper = recipe.flat(*_COMPARED), PneumoniaRecipe.build("paper", _paper_preset(), "pneumonia").flat(*_COMPARED)
     if recipe.training.network not in PUBLISHED:
         reasons.append(f"the network is {recipe.training.network}, which the paper did not test")
+    paper |= {name: ours[name] for name in ("network", "seed")}
+    paper["weights"] = source_weights(recipe.training.network)
+    if ours["weights"] == "imagenet" and paper["weights"] == "imagenet1k_v1":  # two names of the same
+        paper["weights"] = "imagenet"
     changed = [f"{name} is {ours[name]}, not {paper[name]}" for name in ours if ours[name] != paper[name]]
-    changed = [text for text in changed if not text.startswith(("network ", "weights ", "seed "))]
     return [*reasons, f"settings differ from the paper's ({'; '.join(changed)})"] if changed else reasons
 
 

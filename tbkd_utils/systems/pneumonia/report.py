@@ -8,7 +8,7 @@ ITEMS = (
     Item("What training sees", "One radiograph, squashed to a square, under the nine augmentations.", ("augmented",)),
     Item("Training", "The focal loss per epoch.", ("training",)),
     Item("The networks beside the paper's", "Filled: here, 95% Wilson interval. Hollow: the paper's, from its counts.",
-         ("networks",), ("networks",)),
+         ("networks",), ("networks", "ranking")),
     Item("Operating points", "A threshold belongs to the radiographs that it was chosen on.", ("operating_curves",),
          ("operating_points",)),
     Item("The imbalance, corrected four ways", "Accuracy and calibration of each way; `both` is the paper's.",

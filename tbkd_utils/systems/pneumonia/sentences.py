@@ -64,12 +64,16 @@ def _arms(evidence: Evidence) -> list[str]:
 
 def _leak(evidence: Evidence) -> list[str]:
     found, rows = leak_summary(evidence.leak), evidence.leak
-    word = _WORDS.get(side(found["low"], found["high"]), "not told apart")
+    told = f"{found['difference']:+.1%} (one division, which says nothing of others)"
+    if found["n"] > 1:
+        word = _WORDS.get(side(found["low"], found["high"]), "not told apart")
+        told = (
+            f"{found['difference']:+.1%} ({found['low']:+.1%} to {found['high']:+.1%} over {found['n']:g} divisions): "
+            f"{word}"
+        )
     return [
-        f"Divided by images instead of patients, accuracy is {found['difference']:+.1%} ({found['low']:+.1%} to "
-        f"{found['high']:+.1%} over {found['n']:g} divisions): {word}. Within the division by images, "
-        f"test radiographs of patients who are trained on are right in {rows['accuracy_known'].mean():.1%}, the "
-        "others in "
+        f"Divided by images instead of patients, accuracy is {told}. Within the division by images, test radiographs "
+        f"of patients who are trained on are right in {rows['accuracy_known'].mean():.1%}, the others in "
         f"{rows['accuracy_unknown'].mean():.1%}."
     ]
 

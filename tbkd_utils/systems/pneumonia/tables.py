@@ -20,7 +20,7 @@ from tbkd_utils.metrics.operating import (
 )
 from tbkd_utils.metrics.statistics import paired_difference, wilson_interval
 from tbkd_utils.systems.pneumonia.grid import BY_IMAGE, BY_PATIENT, leak_variants
-from tbkd_utils.systems.pneumonia.paper import published_table
+from tbkd_utils.systems.pneumonia.paper import CALLED_BEST, published_table
 
 
 def parts_table(experiment: Experiment) -> pd.DataFrame:
@@ -115,6 +115,24 @@ def arm_differences(experiment: Experiment, variants: Sequence[Variant], base: s
     return pd.DataFrame(rows, columns=["comparison", "difference", "low", "high", "p"])
 
 
+def ranking_rows(experiment: Experiment, variants: Sequence[Variant]) -> pd.DataFrame:
+    """Sets the networks that the paper calls the best against each other one, on the same radiographs.
+
+    Returns:
+        One row per pair: best, other, difference (of accuracy), low, high (95% bootstrap over radiographs), p (paired
+        permutation test); none if fewer than two networks are compared.
+    """
+    found = probabilities_of(experiment, variants)
+    rows = [
+        {"best": best, "other": other} | paired_accuracy_test(found[best], rows, **experiment.recipe.resampling)
+        for best in CALLED_BEST
+        if best in found
+        for other, rows in found.items()
+        if other not in CALLED_BEST
+    ]
+    return pd.DataFrame(rows, columns=["best", "other", "difference", "low", "high", "p"])
+
+
 def leak_rows(experiment: Experiment) -> pd.DataFrame:
     """Measures what a division by images adds to the accuracy, on the same files, division by division.
 
@@ -135,8 +153,9 @@ def leak_rows(experiment: Experiment) -> pd.DataFrame:
         if variant.condition == BY_IMAGE:
             trained_on = set(inside.train.groups)
             known = np.array([group in trained_on for group in inside.test.groups])
-            row |= {"known": int(known.sum()), "accuracy_known": right[known].mean()}
-            row["accuracy_unknown"] = right[~known].mean() if (~known).any() else np.nan
+            row["known"] = int(known.sum())
+            for name, which in (("accuracy_known", known), ("accuracy_unknown", ~known)):
+                row[name] = right[which].mean() if which.any() else np.nan
     table = pd.DataFrame(by_seed.values())
     table.insert(1, "difference", table[BY_IMAGE] - table[BY_PATIENT])
     return table
