@@ -4,16 +4,24 @@ from collections.abc import Callable, Mapping
 
 from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.experiments.system import Variant
-from tbkd_utils.systems.pneumonia.paper import SEVEN, source_weights
 from tbkd_utils.systems.pneumonia.settings import PneumoniaRecipe
 
 CLASSIFIER = "classifier"
 BY_PATIENT, BY_IMAGE = "by patient", "by image"
+SECOND_WEIGHTS = ("resnet50", "mobilenet_v2", "mobilenet_v3_large")
+"""Networks that the source starts from torchvision's second set of ImageNet weights."""
+SEVEN = ("resnet18", "densenet121", "efficientnet_b0", "vit_b_16", *SECOND_WEIGHTS)
+"""The networks of the paper."""
 
 
 def _own(recipe: Recipe) -> PneumoniaRecipe:
     assert isinstance(recipe, PneumoniaRecipe)
     return recipe
+
+
+def source_weights(network: str) -> str:
+    """Returns the name of the ImageNet weights from which the source starts a network."""
+    return "imagenet1k_v2" if network in SECOND_WEIGHTS else "imagenet1k_v1"
 
 
 def arm_variants(recipe: Recipe) -> list[Variant]:

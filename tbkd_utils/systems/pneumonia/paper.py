@@ -8,6 +8,7 @@ from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.metrics.classification import metrics_from_counts
 from tbkd_utils.metrics.operating import f1_from_counts
 from tbkd_utils.metrics.statistics import wilson_interval
+from tbkd_utils.systems.pneumonia.grid import source_weights
 from tbkd_utils.systems.pneumonia.settings import PneumoniaRecipe
 
 
@@ -41,19 +42,10 @@ PUBLISHED = {
     "vit_b_16": Published(226, 11, 13, 656, 0.9947, 0.9981),
 }
 """By network; the cell of DenseNet-121 failed in the source's notebook."""
-SEVEN = (*PUBLISHED, "densenet121")
-"""The networks of the paper."""
 CALLED_BEST = ("resnet18", "efficientnet_b0")
 """The networks that the paper puts first."""
-SECOND_WEIGHTS = ("resnet50", "mobilenet_v2", "mobilenet_v3_large")
-"""Networks that the source starts from torchvision's second set of ImageNet weights."""
 CAM_LAYERS = {"densenet121": "features.denseblock4"}
 """Layers whose maps the source shows, where they are not the network's own last stage."""
-
-
-def source_weights(network: str) -> str:
-    """Returns the name of the ImageNet weights from which the source starts a network."""
-    return "imagenet1k_v2" if network in SECOND_WEIGHTS else "imagenet1k_v1"
 
 
 def published_table() -> pd.DataFrame:
