@@ -20,13 +20,14 @@ from matplotlib.ticker import MaxNLocator
 from tbkd_utils.errors import UsageError
 from tbkd_utils.experiments.evaluation import Localization
 from tbkd_utils.localization.boxes import normalize
-from tbkd_utils.views.figures import COLORS, HEAT, IMAGE_DPI, STYLES, draw_boxes, seed_markers, short_name
+from tbkd_utils.views.figures import COLORS, HEAT, STYLES, draw_boxes, seed_markers, short_name
 
 TRUTH, NETWORK, GUESS = "ground truth", "student", "guess"
 """Whose looks `figures.draw_boxes` gives to the truth, to a single network (the student's), and to a blind guess."""
 BLUE = COLORS[NETWORK]
 LEVEL = "0.45"
 """The gray of what a guess reaches."""
+_DPI = 48  # of the cases, whose six columns are heavy inside a notebook
 METRICS = {
     "score": "mIOU",
     "matched": "one-to-one mIOU",
@@ -187,7 +188,7 @@ def localization_bars(table: pd.DataFrame) -> Figure:
     """
     names = list(dict.fromkeys(table["guess_or_network"]))
     metrics = [metric for metric in METRICS if metric in set(table["metric"])]
-    figure = Figure(figsize=(1.75 * len(metrics) + 2.0, 0.32 * len(names) + 1.3), layout="constrained")
+    figure = Figure(figsize=(1.75 * len(metrics) + 2.0, 0.32 * len(names) + 1.3), dpi=80, layout="constrained")
     row = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
     for axes, metric in zip(row, metrics, strict=True):
         rows = table[(table["metric"] == metric) & table["mean"].notna()]
@@ -248,7 +249,7 @@ def examples(
         )
     across = 1 if len(indices) <= 3 else 2
     lines = -(-len(indices) // across)
-    figure = Figure(figsize=(6.2 * across, 2.05 * lines + 0.7), dpi=IMAGE_DPI, layout="constrained")
+    figure = Figure(figsize=(6.2 * across, 2.05 * lines + 0.7), dpi=_DPI, layout="constrained")
     widths = [1, 1, 1] if across == 1 else [1, 1, 1, 0.04, 1, 1, 1]  # a gap between the two of a row
     grid = figure.subplots(lines, len(widths), squeeze=False, width_ratios=widths)
     for axes in grid.flat:
