@@ -112,7 +112,7 @@ def training_loader(
     Args:
         samples: What is trained on.
         augment: Applied to each sample with a seed of its own.
-        batch_size: Samples a batch; the last one may be smaller.
+        batch_size: Samples a batch; the last one may be smaller, unless it is dropped.
         seed: Of the order and the augmentation.
         epoch: Called when an epoch's batches are asked for; returns its number.
         workers: Processes that load and augment; batches do not depend on it.

@@ -100,7 +100,7 @@ def by_image(records: Sequence[Radiograph], shares: tuple[float, float], seed: i
 
 
 DIVISIONS: dict[str, Division] = {"patients": by_patient, "images": by_image}
-"""How a set is divided, by name; a system may add to it."""
+"""How a set is divided, by name; a system may have ways of its own."""
 
 
 def joined_by_copies(records: Sequence[Radiograph], identical: Sequence[Sequence[Radiograph]]) -> list[Radiograph]:

@@ -266,7 +266,8 @@ def _min_area(experiment: Experiment) -> float:
 def heatmapper(trained: TrainedNetwork, recipe: Recipe) -> Heatmapper:
     """Returns the way from images to heatmaps that a recipe asks for: Grad-CAM, mirrored and scaled if it says so."""
     settings = recipe.heatmaps
-    heatmap = grad_cam(trained.network, trained.task.explained, layer=settings.cam_layer, relu=settings.cam_relu)
+    layer = settings.cam_layers.get(trained.network_name, settings.cam_layer)
+    heatmap = grad_cam(trained.network, trained.task.explained, layer=layer, relu=settings.cam_relu)
     if settings.cam_flip:
         heatmap = flipped(heatmap)
     return multi_scale(heatmap, settings.cam_sizes) if settings.cam_sizes else heatmap
@@ -287,7 +288,7 @@ class Elsewhere:
     """What a network says of another dataset than the one it learned from.
 
     Attributes:
-        rows: One row per radiograph with the finding or without any: name, source, label, probability.
+        rows: One row per radiograph with a box of the finding, or negative: name, source, label, probability.
         located: Boxes and scores of those with a box of the finding.
     """
 
@@ -300,7 +301,9 @@ def elsewhere(
 ) -> Elsewhere:
     """Scores a trained network on the boxes of another dataset; computed once and kept.
 
-    Radiographs whose boxes are of other findings alone are left out; so are the other findings' boxes.
+    The positive ones are those with a box of the finding, the negative ones those on which the dataset names no
+    finding that it has boxes for. All others are left out, also those with the finding and no box; so are the boxes of
+    other findings.
 
     Args:
         experiment: Recipe and data of the network.

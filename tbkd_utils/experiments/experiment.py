@@ -206,11 +206,11 @@ class Experiment:
         return self._once("parts", SAMPLES, self._divide)
 
     def _divide(self) -> np.ndarray:
-        data = self.recipe.data
-        if data.division not in DIVISIONS:
-            known = ", ".join(["published", *DIVISIONS])
+        data, divisions = self.recipe.data, {**DIVISIONS, **self.system.divisions}
+        if data.division not in divisions:
+            known = ", ".join(["published", *divisions])
             raise SettingsError(f"There is no division '{data.division}': expected {known}.")
-        parts = DIVISIONS[data.division](
+        parts = divisions[data.division](
             self.pooled_records, (data.train_share, data.validation_share), data.division_seed
         )
         for part, name in ((TRAIN, "training"), (VALIDATION, "validation"), (TEST, "test")):
@@ -243,7 +243,12 @@ class Experiment:
         return self._once("train records", SAMPLES, self._without_copies)
 
     def _without_copies(self) -> list[Radiograph]:
-        records = self.listed_train_records
+        records, tested = self.listed_train_records, {record.name for record in self.test_records}
+        if records and all(record.name in tested for record in records):
+            raise SettingsError(
+                f"Every radiograph of train_splits ({', '.join(self.recipe.data.train_splits)}) is in test_splits "
+                f"({', '.join(self.recipe.data.test_splits)}) too: name other splits, or let division make new ones."
+            )
         if not self.recipe.data.drop_duplicates:
             return records
         groups = byte_identical([*self.test_records, *records], self.manifest)  # members in this order, test first

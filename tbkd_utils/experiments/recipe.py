@@ -225,6 +225,7 @@ class Heatmaps(Settings):
     """How heatmaps are made (paper section 3.3)."""
 
     cam_layer: str = Field("last_stage", description="last_stage, or the dotted name of a layer")
+    cam_layers: dict[str, str] = Field({}, description="layers by network, where they differ from cam_layer")
     cam_relu: bool = Field(True, description="keep only the evidence for the class")
     cam_flip: bool = Field(False, description="average the map with that of the mirrored radiograph")
     cam_sizes: Counts = Field((), description="sides of the input, in pixels, whose maps are averaged; empty: the crop")

@@ -103,6 +103,7 @@ class System:
         presets: Name to the settings that differ from the recipe's defaults.
         draw: Draws the synthetic set of a recipe into a new folder, in one of the layouts; None if there is none.
         drawn: The file, in the folder of a drawn set or the one above, by which it is told from radiographs.
+        divisions: Ways to divide a set that only this system has, beside `data.split.DIVISIONS`.
         grids: Name of a grid to its networks, as a function of the recipe.
         recipe: The recipe's class, where a system has groups of settings of its own.
         report: The parts of its report.
@@ -116,6 +117,7 @@ class System:
     presets: Mapping[str, Mapping[str, Any]]
     draw: Callable[[Path, Recipe], None] | None = None
     drawn: str = "synthetic.json"
+    divisions: Mapping[str, Callable[..., Any]] = field(default_factory=dict, repr=False)
     grids: Mapping[str, Callable[[Recipe], list[Variant]]] = field(default_factory=dict, repr=False)
     recipe: type[Recipe] = Recipe
     report: tuple[Item, ...] = field(default=(), repr=False)

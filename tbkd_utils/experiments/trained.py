@@ -57,10 +57,11 @@ class TrainedNetwork:
     @property
     def network(self) -> Network:
         """What is declared of its architecture."""
-        return find_network(self._network_name, self.recipe.training.head)
+        return find_network(self.network_name, self.recipe.training.head)
 
     @property
-    def _network_name(self) -> str:
+    def network_name(self) -> str:
+        """The key in `models.NETWORKS` of its architecture."""
         training = self.recipe.training
         return training.networks.get(self.role, training.network)
 
@@ -82,7 +83,7 @@ class TrainedNetwork:
     def model(self) -> nn.Module:
         """Returns the kept network, on `device`, in evaluation mode and in the recipe's memory format."""
         training = self.recipe.training
-        model = build_network(self._network_name, len(self.task.classes), "none", training.seed, training.head)
+        model = build_network(self.network_name, len(self.task.classes), "none", training.seed, training.head)
         model.load_state_dict(read_tensors(self.run.file(f"{training.keep}.safetensors")))
         layout = torch.channels_last if training.channels_last else torch.contiguous_format
         return model.to(self.device).to(memory_format=layout).eval()

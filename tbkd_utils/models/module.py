@@ -84,9 +84,9 @@ class TrainingModule(L.LightningModule):
         """Adds a batch to the validation loss and accuracy."""
         terms, outputs = self._terms(batch)
         self._add(LOSS, terms["loss"], len(batch["targets"]))
-        correct = accuracy(outputs, batch["targets"])
-        if correct is not None:
-            self._add(ACCURACY, correct, len(batch["targets"]))
+        right = right_answers(outputs, batch["targets"])
+        if right is not None:
+            self._sum(ACCURACY, right.sum(), right.numel())
 
     def on_train_epoch_end(self) -> None:
         """Adds the epoch's row to the history; early stopping and checkpoint come after it."""
@@ -122,14 +122,17 @@ class TrainingModule(L.LightningModule):
         return self.loss(outputs, batch, teacher), outputs
 
     def _add(self, key: str, mean: torch.Tensor, count: int) -> None:
-        total = torch.stack(
-            [mean.detach().double() * count, torch.full_like(mean.detach(), count, dtype=torch.float64)]
-        )
-        self._sums[key] = self._sums[key] + total if key in self._sums else total
+        self._sum(key, mean.detach().double() * count, count)
+
+    def _sum(self, key: str, total: torch.Tensor, count: int) -> None:
+        both = torch.stack([total.double(), torch.full_like(total, count, dtype=torch.float64)])
+        self._sums[key] = self._sums[key] + both if key in self._sums else both
 
 
-def accuracy(outputs: Outputs, targets: torch.Tensor) -> torch.Tensor | None:
-    """Returns the share of right answers, a scalar; None where the outputs are no classes.
+def right_answers(outputs: Outputs, targets: torch.Tensor) -> torch.Tensor | None:
+    """Returns which answers are right, bool (b,) or (b, classes); None where the outputs are no classes.
+
+    Counts of them are exact, so that two epochs that are right equally often are equal.
 
     Args:
         outputs: Logits (b, classes), or a dict with them.
@@ -138,8 +141,7 @@ def accuracy(outputs: Outputs, targets: torch.Tensor) -> torch.Tensor | None:
     logits = logits_of(outputs)
     if logits.ndim != 2:
         return None
-    right = (logits.argmax(dim=1) == targets) if targets.ndim == 1 else ((logits > 0) == (targets > 0))
-    return right.float().mean()
+    return (logits.argmax(dim=1) == targets) if targets.ndim == 1 else ((logits > 0) == (targets > 0))
 
 
 def _clone(outputs: Outputs) -> Outputs:

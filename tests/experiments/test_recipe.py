@@ -230,7 +230,7 @@ def test_lists_of_splits_hold_strings(name, value):
 def test_every_field_has_a_type_that_is_tested_here():
     kinds = (int, float, bool, str, tuple, dict, typing.Literal)
     assert sorted(SETTABLE) == sorted(name for kind in kinds for name in of_type(kind))
-    assert of_type(dict) == ["networks"]
+    assert of_type(dict) == ["networks", "cam_layers"]
 
 
 def test_networks_are_named_by_role():

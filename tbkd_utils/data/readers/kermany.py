@@ -125,6 +125,7 @@ class KermanyPooledUpper(KermanyPooled):
         root: The folder that holds ``NORMAL/`` and ``PNEUMONIA/``.
     """
 
+    name = "chest_xray_upper"
     needs = ("NORMAL/", "PNEUMONIA/")
     folders = CLASSES
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from tbkd_utils.data.readers import Kermany, KermanyPooled, KermanyPooledUpper
-from tbkd_utils.data.split import DIVISIONS
 from tbkd_utils.errors import SettingsError
 from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.experiments.system import Role, System, Task, register
@@ -38,7 +37,6 @@ def draw(root: Path, recipe: Recipe) -> None:
     )
 
 
-DIVISIONS["source"] = as_the_source
 PNEUMONIA = register(
     System(
         name="pneumonia",
@@ -49,6 +47,7 @@ PNEUMONIA = register(
         presets=PRESETS,
         draw=draw,
         drawn="pneumonia.json",
+        divisions={"source": as_the_source},
         grids=GRIDS,
         recipe=PneumoniaRecipe,
         report=ITEMS,

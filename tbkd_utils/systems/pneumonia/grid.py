@@ -42,7 +42,9 @@ def seed_variants(recipe: Recipe) -> list[Variant]:
 def division_variants(recipe: Recipe) -> list[Variant]:
     """The recipe's own network on several divisions by patient."""
     return [
-        Variant(BY_PATIENT, CLASSIFIER, seed, recipe.changed(division="patients", division_seed=seed))
+        Variant(
+            BY_PATIENT, CLASSIFIER, seed, recipe.changed(division="patients", division_seed=seed, drop_duplicates=True)
+        )
         for seed in _own(recipe).comparisons.division_seeds
     ]
 

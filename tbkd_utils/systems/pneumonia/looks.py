@@ -17,7 +17,6 @@ from tbkd_utils.experiments.trained import TrainedNetwork
 from tbkd_utils.localization.boxes import Boxes
 from tbkd_utils.localization.guesses import constant_boxes, lower_halves, whole_image
 from tbkd_utils.metrics.operating import area_table
-from tbkd_utils.systems.pneumonia.paper import CAM_LAYERS
 from tbkd_utils.systems.pneumonia.settings import PneumoniaRecipe
 
 ALL = "all"
@@ -58,7 +57,7 @@ class Looked:
         return _first(pd.concat(tables, ignore_index=True).assign(where=self.where))
 
     def best_guess(self, metric: str = "score", kind: str = ALL) -> dict[Hashable, Any]:
-        """Returns the row of `table` of the blind guess that scores best by a metric."""
+        """Returns the row of `table` of the blind guess that scores best by a metric on these very images."""
         rows = self.table[self.table["blind"] & (self.table["metric"] == metric) & (self.table["kind"] == kind)]
         return max(rows.to_dict("records"), key=lambda row: row["mean"])
 
@@ -108,8 +107,6 @@ def look(experiment: Experiment, trained: TrainedNetwork) -> list[Looked]:
     recipe = experiment.recipe
     assert isinstance(recipe, PneumoniaRecipe)
     found: list[Looked] = []
-    if recipe.heatmaps.cam_layer == "last_stage":  # else the user chose one
-        experiment = experiment.changed(cam_layer=CAM_LAYERS.get(experiment.network_of(trained.role), "last_stage"))
     if any(len(boxes) for boxes in experiment.test.boxes):
         own = localization(experiment, trained)
         guesses = blind_guesses(own, drawn_lungs(experiment))
@@ -175,7 +172,7 @@ def looks_wide(looked: Sequence[Looked]) -> pd.DataFrame:
 
 
 def transfer_table(looked: Sequence[Looked], experiment: Experiment) -> pd.DataFrame:
-    """Says how well the network tells pneumonia from no finding on each set.
+    """Says how well the network tells pneumonia from the negative radiographs of each set; see `evaluation.elsewhere`.
 
     Returns:
         One row per set: where, radiographs, pneumonia, roc_auc, low, high (95% bootstrap within class; nan where all

@@ -44,8 +44,6 @@ PUBLISHED = {
 """By network; the cell of DenseNet-121 failed in the source's notebook."""
 CALLED_BEST = ("resnet18", "efficientnet_b0")
 """The networks that the paper puts first."""
-CAM_LAYERS = {"densenet121": "features.denseblock4"}
-"""Layers whose maps the source shows, where they are not the network's own last stage."""
 
 
 def published_table() -> pd.DataFrame:
@@ -79,8 +77,24 @@ def comparability(experiment: Experiment) -> list[str]:
     paper["weights"] = source_weights(recipe.training.network)
     if ours["weights"] == "imagenet" and paper["weights"] == "imagenet1k_v1":  # two names of the same
         paper["weights"] = "imagenet"
+    for what, (found, wanted) in counted(experiment).items():
+        if found != wanted:
+            reasons.append(
+                f"the {what} set has {found[0]} normal and {found[1]} pneumonia, not {wanted[0]} and {wanted[1]}"
+            )
     changed = [f"{name} is {ours[name]}, not {paper[name]}" for name in ours if ours[name] != paper[name]]
     return [*reasons, f"settings differ from the paper's ({'; '.join(changed)})"] if changed else reasons
+
+
+def counted(experiment: Experiment) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
+    """Returns for each set the radiographs of both classes here and in the paper."""
+    tested = [record.target for record in experiment.test_records]
+    held, records = set(experiment.held_out.names), experiment.train_records
+    trained = [record.target for record in records if record.name not in held]
+    return {
+        "training": ((trained.count(0), trained.count(1)), (1114, 2951)),
+        "test": ((tested.count(0), tested.count(1)), (237, 669)),
+    }
 
 
 _COMPARED = ("data", "pixels", "training", "pneumonia")

@@ -57,7 +57,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "synthetic_identity": 1.0,
         "resize": 96,
         "crop": 96,
-        "cam_layer": "blocks.4",
+        "cam_layers": {"efficientnet_lite0": "blocks.4"},
         "learning_rate": 1e-3,
         "batch_size": 16,
         "epochs": 5,
@@ -82,6 +82,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "compared_networks": (
             "resnet50", "densenet121", "efficientnet_b0", "mobilenet_v2", "mobilenet_v3_large", "vit_b_16"
         ),
+        "cam_layers": {"densenet121": "features.denseblock4"},  # elsewhere the source shows the last stage
         "workers": 8,
     },
 }  # fmt: skip

@@ -12,7 +12,7 @@ ITEMS = (
     Item("Operating points", "A threshold belongs to the radiographs that it was chosen on.", ("operating_curves",),
          ("operating_points",)),
     Item("The imbalance, corrected four ways", "Accuracy and calibration of each way; `both` is the paper's.",
-         ("explained_calibration",), ("arms", "arm_differences")),
+         ("explained_calibration",), ("arms", "arm_differences", "odds_ratios")),
     Item("The leak", "The same files, divided by patient and by image.", ("leak",), ("leak", "divisions")),
     Item("Where the network looks", "Beside guesses that look at no disease; dotted, the best of them.",
          ("looks_test_set", "examples_test_set"), ("transfer", "looks", "looks_differences")),

@@ -56,6 +56,12 @@ def _arms(evidence: Evidence) -> list[str]:
             f"Accuracy, {row['comparison']}: {row['difference']:+.1%} ({row['low']:+.1%} to {row['high']:+.1%} over "
             f"radiographs): {word}."
         )
+    for row in evidence.odds_ratios[evidence.odds_ratios["comparison"] == "both / none"].to_dict("records"):
+        word = _WORDS.get(side(row["low"], row["high"], 1.0), "not told apart")
+        lines.append(
+            f"Corrected twice against not at all, the factor by which the odds are too low is {row['ratio']:.2f} "
+            f"times as high ({row['low']:.2f} to {row['high']:.2f}): {word}."
+        )
     odds = evidence.arms.set_index("condition")["odds"]
     told = ", ".join(f"{arm} {value:.2f}" for arm, value in odds.items())
     lines.append(f"Factor by which the odds of pneumonia come out too low, 1 if they are right: {told}.")

@@ -1,5 +1,6 @@
 """The settings that only this system has."""
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -14,6 +15,14 @@ def _known_arms(values: tuple[str, ...]) -> tuple[str, ...]:
     if unknown := [value for value in values if value not in ARMS]:
         raise ValueError(f"'{unknown[0]}' is no way to balance: expected some of {', '.join(ARMS)}")
     return values
+
+
+def _folder(value: str) -> str:
+    """The absolute path, so that a notebook elsewhere means the same folder; found wrong before an hour of training."""
+    path = Path(value).expanduser().resolve() if value else None
+    if path is not None and not path.is_dir():
+        raise ValueError(f"there is no such folder ({path}); expected that of NIH ChestX-ray14 or of RSNA's challenge")
+    return str(path) if path is not None else ""
 
 
 class Pneumonia(Settings):
@@ -37,7 +46,7 @@ class Comparisons(Settings):
         (0, 1, 2), description="divisions that are made by patient and by image, to measure the leak"
     )
     compared_networks: Words = Field((), description="further networks that are trained as the first one is")
-    boxes_data: str = Field(
+    boxes_data: Annotated[str, AfterValidator(_folder)] = Field(
         "", description="folder of NIH's or RSNA's radiographs with pneumonia boxes, where the maps are scored too"
     )
 

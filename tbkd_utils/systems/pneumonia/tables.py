@@ -18,7 +18,7 @@ from tbkd_utils.metrics.operating import (
     operating_table,
     paired_accuracy_test,
 )
-from tbkd_utils.metrics.statistics import paired_difference, wilson_interval
+from tbkd_utils.metrics.statistics import bootstrap_metric, paired_difference, wilson_interval
 from tbkd_utils.systems.pneumonia.grid import BY_IMAGE, BY_PATIENT, leak_variants
 from tbkd_utils.systems.pneumonia.paper import CALLED_BEST, published_table
 
@@ -45,6 +45,8 @@ def parts_table(experiment: Experiment) -> pd.DataFrame:
 
 def score_rows(experiment: Experiment, variants: Sequence[Variant]) -> pd.DataFrame:
     """Measures networks on the test set at a threshold of 0.5; what is not trained is trained first.
+
+    Intervals take the radiographs for independent. A patient has several, so that they are somewhat too narrow.
 
     Returns:
         One row per network: condition, seed, n; accuracy, sensitivity and specificity with `_low` and `_high` (Wilson),
@@ -115,6 +117,35 @@ def arm_differences(experiment: Experiment, variants: Sequence[Variant], base: s
     return pd.DataFrame(rows, columns=["comparison", "difference", "low", "high", "p"])
 
 
+def odds_ratios(experiment: Experiment, variants: Sequence[Variant], base: str = "none") -> pd.DataFrame:
+    """Sets the factor by which each arm's odds of pneumonia are too low against that of one arm.
+
+    The focal loss alone makes answers less sure, so a factor above 1 says nothing of the correction; the ratio does.
+
+    Returns:
+        One row per other arm: comparison, ratio, low, high (95% bootstrap over radiographs within class, paired).
+    """
+    found = probabilities_of(experiment, variants)
+    recipe, rows = experiment.recipe, []
+    for arm, table in found.items():
+        if arm == base or base not in found:
+            continue
+        label, both = (
+            table["label"].to_numpy(),
+            (table["probability"].to_numpy(), found[base]["probability"].to_numpy()),
+        )
+
+        def ratio(index: np.ndarray, both: tuple = both, label: np.ndarray = label) -> dict[str, float]:
+            ours, theirs = (odds_shift(p[index], label[index])["factor"] for p in both)
+            return {"ratio": ours / theirs}
+
+        ends = bootstrap_metric(
+            ratio, label, resamples=min(500, recipe.statistics.resamples), seed=recipe.statistics.statistics_seed
+        )["ratio"]
+        rows.append((f"{arm} / {base}", ratio(np.arange(len(label)))["ratio"], *ends))
+    return pd.DataFrame(rows, columns=["comparison", "ratio", "low", "high"])
+
+
 def ranking_rows(experiment: Experiment, variants: Sequence[Variant]) -> pd.DataFrame:
     """Sets the networks that the paper calls the best against each other one, on the same radiographs.
 
@@ -162,6 +193,9 @@ def leak_rows(experiment: Experiment) -> pd.DataFrame:
 
 
 def leak_summary(rows: pd.DataFrame) -> dict[str, float]:
-    """Returns the mean difference of `leak_rows` with its 95% t interval over divisions: difference, low, high, n."""
+    """Returns the mean difference of `leak_rows` with its 95% t interval over divisions: difference, low, high, n.
+
+    The divisions are of one pool, so that their training sets overlap: another pool may vary more.
+    """
     found = paired_difference(rows[BY_IMAGE], rows[BY_PATIENT])
     return {"difference": found.mean, "low": found.low, "high": found.high, "n": found.n}

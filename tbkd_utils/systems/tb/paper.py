@@ -46,7 +46,7 @@ LEFT_OPEN = {  # what the paper leaves open -> the settings of the recipe that d
     "which loss stops training": ("early_stopping_on", "validation_fraction"),
     "which epoch is kept": ("keep",),
     "teacher during distillation": ("teacher_mode",),
-    "Grad-CAM layer": ("cam_layer",),
+    "Grad-CAM layer": ("cam_layer", "cam_layers"),
     "Grad-CAM sign": ("cam_relu",),
     "scale at which a network is looked at": ("eval_resize", "eval_crop", "cam_flip", "cam_sizes"),
     "Grad-CAM upsampling": ("cam_upsampling",),

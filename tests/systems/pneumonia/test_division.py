@@ -137,7 +137,13 @@ def test_a_patient_of_both_labels_counts_where_most_of_its_images_are(division: 
     normal = [images(p, "001" if p < 5 else "0") for p in range(9)] + [images(9, "01")]  # a tie is the lower label
     ill = [images(p, "0111" if p < 16 else "1") for p in range(10, 30)]
     records = [record for patient in (*normal, *ill) for record in patient]
-    parts = dict(zip((r.group for r in records), DIVISIONS[division](records, SHARES, 42).tolist(), strict=True))
+    parts = dict(
+        zip(
+            (r.group for r in records),
+            (DIVISIONS | {"source": as_the_source})[division](records, SHARES, 42).tolist(),
+            strict=True,
+        )
+    )
     assert counts_of(np.array([parts[f"P{p}"] for p in range(10)])) == (7, 2, 1)
     assert counts_of(np.array([parts[f"P{p}"] for p in range(10, 30)])) == (14, 3, 3)
 

@@ -13,7 +13,7 @@ import tiny_network as tiny
 from PIL import Image
 
 from tbkd_utils.data.readers import Nih
-from tbkd_utils.errors import DataError
+from tbkd_utils.errors import DataError, SettingsError
 from tbkd_utils.experiments import evaluation
 from tbkd_utils.experiments.evaluation import elsewhere
 from tbkd_utils.experiments.experiment import Experiment
@@ -343,7 +343,7 @@ def test_rsnas_layout_is_looked_at_too(looking_at: Callable[[Path], list[Looked]
 def test_a_folder_that_cannot_be_scored_is_said(looking_at: Callable[[Path], list[Looked]], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no box of the finding 'pneumonia'\. It has Atelectasis, .*Pneumonia"):
         looking_at(write_nih(tmp_path / "nih", boxes=(NIH_BOXES[0], NIH_BOXES[-1])))
-    with pytest.raises(DataError, match="nowhere: no such folder"):
+    with pytest.raises(SettingsError, match=r"there is no such folder \(.*nowhere\); expected that of NIH"):
         looking_at(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: not a dataset\. Looked for nih-chestx-ray14: needs .*rsna"):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.systems.pneumonia import paper as module
 from tbkd_utils.systems.pneumonia.paper import comparability, published_table
 
 COLUMNS = ("accuracy", "accuracy_low", "accuracy_high", "f1", "sensitivity", "specificity", "roc_auc", "pr_auc")
@@ -20,8 +21,9 @@ PRINTED = {
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The folders of Kermany's set, which is all that is looked at here."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folders of Kermany's set, as if they held the paper's radiographs."""
+    monkeypatch.setattr(module, "counted", lambda experiment: {"test": ((237, 669), (237, 669))})
     for name in ("train/NORMAL", "train/PNEUMONIA"):
         (tmp_path / "chest_xray" / name).mkdir(parents=True)
     return tmp_path
@@ -41,7 +43,12 @@ def test_the_papers_recipe_on_real_radiographs_is_comparable(folder: Path) -> No
     assert reasons(folder) == []
     assert reasons(folder, network="efficientnet_b0") == []
     assert reasons(folder, network="resnet50", weights="imagenet1k_v2") == []
-    assert reasons(folder, seed=1, threads=2, threshold=0.3, boxes_data="elsewhere", arms=["both"]) == []
+    assert reasons(folder, seed=1, threads=2, threshold=0.3, boxes_data=str(folder), arms=["both"]) == []
+
+
+def test_other_radiographs_are_not_the_papers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "counted", lambda experiment: {"test": ((236, 669), (237, 669))})
+    assert reasons(folder) == ["the test set has 236 normal and 669 pneumonia, not 237 and 669"]
 
 
 def test_drawings_are_never_comparable(folder: Path) -> None:
