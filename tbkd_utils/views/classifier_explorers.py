@@ -14,7 +14,7 @@ from tbkd_utils.experiments.evaluation import Localization
 from tbkd_utils.localization.boxes import normalize
 from tbkd_utils.metrics.operating import operating_metrics
 from tbkd_utils.views.classifier_figures import NETWORK, TRUTH, box_legend
-from tbkd_utils.views.explorer import WHOLE, Explorer, View, dropdown, slider, width
+from tbkd_utils.views.explorer import Explorer, View, case_controls, dropdown, link_cases, slider
 from tbkd_utils.views.explorer_figures import blended
 from tbkd_utils.views.figures import draw_boxes, short_name
 
@@ -154,12 +154,7 @@ def finding_browser(found: Localization, rows: pd.DataFrame, classes: tuple[str,
     controls = {
         "order": dropdown("sort by", list(ORDERS)),
         "kind": dropdown("kind", kinds),
-        "previous": widgets.Button(description="previous", layout=width("6em", 4)),
-        "next": widgets.Button(description="next", layout=width("6em", 4)),
-        "case": widgets.IntSlider(
-            description="case", value=1, min=1, max=len(chosen), style=WHOLE, layout=width("26em")
-        ),
-        "name": dropdown("radiograph", list(chosen["name"])),
+        **case_controls(list(chosen["name"])),
     }
     if len(kinds) == 1:  # the dataset says nothing of them
         del controls["kind"]
@@ -175,23 +170,10 @@ def finding_browser(found: Localization, rows: pd.DataFrame, classes: tuple[str,
         if stays:  # so nothing was drawn yet
             explorer.redraw()
 
-    def step(by: int) -> None:
-        case.value = min(max(case.value + by, case.min), case.max)
-
-    def follow_name(change: Any) -> None:
-        if name.index is not None:
-            case.value = name.index + 1
-
-    def follow_case(change: Any) -> None:
-        name.index = case.value - 1
-
     for one in ("order", "kind"):
         if one in controls:
             controls[one].observe(choose, names="value")
-    controls["previous"].on_click(lambda button: step(-1))
-    controls["next"].on_click(lambda button: step(1))
-    name.observe(follow_name, names="index")
-    case.observe(follow_case, names="value")
+    link_cases(controls)
     return explorer
 
 

@@ -125,6 +125,38 @@ def slider(description: str, value: float, others: Iterable[float], form: str = 
     )
 
 
+def case_controls(names: Sequence[str]) -> dict[str, Any]:
+    """Returns what one goes through cases with: `previous` and `next` (buttons), `case` (a slider), `name` (a list)."""
+    case = widgets.IntSlider(description="case", value=1, min=1, max=len(names), style=WHOLE, layout=width("26em"))
+    return {
+        "previous": widgets.Button(description="previous", layout=width("6em", 4)),
+        "next": widgets.Button(description="next", layout=width("6em", 4)),
+        "case": case,
+        "name": dropdown("radiograph", names),
+    }
+
+
+def link_cases(controls: Mapping[str, Any]) -> None:
+    """Lets the controls of `case_controls` follow each other; `case` counts from 1."""
+    case, name = controls["case"], controls["name"]
+
+    def step(by: int) -> None:
+        case.value = min(max(case.value + by, case.min), case.max)
+
+    def follow_name(change: Any) -> None:
+        if name.index is not None:
+            case.value = name.index + 1
+
+    def follow_case(change: Any) -> None:
+        if name.options:
+            name.index = case.value - 1
+
+    controls["previous"].on_click(lambda button: step(-1))
+    controls["next"].on_click(lambda button: step(1))
+    name.observe(follow_name, names="index")
+    case.observe(follow_case, names="value")
+
+
 def width(size: str, right: int = 16) -> widgets.Layout:
     """Returns a layout of this width, or less on a narrow page, with some room to the right."""
     return widgets.Layout(width=size, max_width="100%", margin=f"2px {right}px 2px 0")

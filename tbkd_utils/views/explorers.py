@@ -13,7 +13,7 @@ from tbkd_utils.experiments.shortcut import Shortcut, has_markers, shortcut_effe
 from tbkd_utils.experiments.trained import TrainedNetwork
 from tbkd_utils.localization.scores import image_score
 from tbkd_utils.views.cases import ORDERS, SIZES, case_table, chosen_cases, kinds_of
-from tbkd_utils.views.explorer import WHOLE, Explorer, View, dropdown, slider, width
+from tbkd_utils.views.explorer import Explorer, View, case_controls, dropdown, link_cases, slider
 from tbkd_utils.views.explorer_figures import (
     case_figure,
     shortcut_figure,
@@ -51,12 +51,7 @@ def case_browser(teacher: Localization, student: Localization) -> Explorer:
         "order": dropdown("sort by", list(ORDERS)),
         "kind": dropdown("lesion", kinds_of(table)),
         "size": dropdown("largest lesion", list(SIZES)),
-        "previous": widgets.Button(description="previous", layout=width("6em", 4)),
-        "next": widgets.Button(description="next", layout=width("6em", 4)),
-        "case": widgets.IntSlider(
-            description="case", value=1, min=1, max=len(chosen), style=WHOLE, layout=width("26em")
-        ),
-        "name": dropdown("radiograph", list(chosen["name"])),
+        **case_controls(list(chosen["name"])),
     }
     explorer = Explorer("cases", show, controls, ["case"], ["previous", "next", "case"])
     case, name = controls["case"], controls["name"]
@@ -69,23 +64,9 @@ def case_browser(teacher: Localization, student: Localization) -> Explorer:
         case.max, case.value = max(1, len(chosen)), 1
         explorer.redraw()  # also where the position stays 1
 
-    def step(by: int) -> None:
-        case.value = min(max(case.value + by, case.min), case.max)
-
-    def follow_name(change: Any) -> None:
-        if name.index is not None:
-            case.value = name.index + 1
-
-    def follow_case(change: Any) -> None:
-        if name.options:
-            name.index = case.value - 1
-
     for one in ("order", "kind", "size"):
         controls[one].observe(choose, names="value")
-    controls["previous"].on_click(lambda button: step(-1))
-    controls["next"].on_click(lambda button: step(1))
-    name.observe(follow_name, names="index")
-    case.observe(follow_case, names="value")
+    link_cases(controls)
     return explorer
 
 
