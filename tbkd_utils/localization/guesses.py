@@ -11,16 +11,15 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from tbkd_utils.errors import UsageError
-from tbkd_utils.localization.boxes import Boxes, boxes_to_json, check_boxes
+from tbkd_utils.localization.boxes import Boxes, check_boxes
 from tbkd_utils.localization.scores import (
     check_inside,
     check_same_length,
     check_truth,
     hit_of,
     iou_matrix,
-    scores_of,
 )
-from tbkd_utils.localization.tables import DELTAS
+from tbkd_utils.localization.tables import image_row
 
 MOST_CANDIDATES = 500
 """Of more boxes than that, as many are tried as constant boxes, evenly spaced."""
@@ -139,13 +138,8 @@ def guess_rows(
         boxes, truth = check_boxes(guess, f"guess of image {place}"), check_truth(gt, place)
         check_inside(truth, size, place)
         check_inside(boxes, size, place, "the guess")
-        score, matched, best = scores_of(truth, boxes)
-        row = {
-            "name": name, "n_gt": len(truth), "n_pred": len(boxes), "score": score, "matched": matched, "best_iou": best
-        }  # fmt: skip
-        row |= {f"hit_{round(100 * delta)}": int(best >= delta) for delta in DELTAS}
-        row |= {"pointing": int(_points_inside(boxes, truth, size)), "energy": _share_inside(boxes, truth)}
-        rows.append(row | {"boxes": boxes_to_json(boxes), "gt_boxes": boxes_to_json(truth)})
+        pointing, energy = _points_inside(boxes, truth, size), _share_inside(boxes, truth)
+        rows.append(image_row(name, truth, boxes, pointing, energy))
     return pd.DataFrame(rows)
 
 

@@ -145,19 +145,26 @@ def score_rows(
     rows = []
     for name, heat, gt in zip(names, maps, truths, strict=True):
         (pred,) = boxes_at_thresholds(heat, [threshold], min_area, area=area, method=method)
-        score, matched, best = scores_of(gt, pred)
-        row = {
-            "name": name,
-            "n_gt": len(gt),
-            "n_pred": len(pred),
-            "score": score,
-            "matched": matched,
-            "best_iou": best,
-        }
-        row |= {f"hit_{round(100 * delta)}": int(best >= delta) for delta in DELTAS}
-        row |= {"pointing": int(hit_of(heat, gt, tolerance)), "energy": energy_of(heat, gt)}
-        rows.append(row | {"boxes": boxes_to_json(pred), "gt_boxes": boxes_to_json(gt)})
+        pointing, energy = hit_of(heat, gt, tolerance), energy_of(heat, gt)
+        rows.append(image_row(name, gt, pred, pointing, energy))
     return pd.DataFrame(rows)
+
+
+def image_row(name: Hashable, gt: Boxes, pred: Boxes, pointing: bool, energy: float) -> dict[str, Any]:
+    """Returns one row of `score_rows`: how boxes fit the truth, and what was found of the heatmap.
+
+    Args:
+        name: Of the image.
+        gt: (m, 4) checked ground truth, m >= 1.
+        pred: (k, 4) checked boxes.
+        pointing: Whether the heatmap points into the truth.
+        energy: Its share inside the truth.
+    """
+    score, matched, best = scores_of(gt, pred)
+    row = {"name": name, "n_gt": len(gt), "n_pred": len(pred), "score": score, "matched": matched, "best_iou": best}
+    row |= {f"hit_{round(100 * delta)}": int(best >= delta) for delta in DELTAS}
+    row |= {"pointing": int(pointing), "energy": energy}
+    return row | {"boxes": boxes_to_json(pred), "gt_boxes": boxes_to_json(gt)}
 
 
 def summarize(

@@ -71,14 +71,17 @@ class Kermany(Reader):
         Raises:
             DataError: A class folder is missing or holds no image.
         """
-        splits = self.listed_splits() if split == "all" else (split,)
         truth = _boxes_of(self.root)
         return [
             record
-            for one in splits
-            for target, folder in enumerate(self.folders)
-            for record in _class_records(self.root, f"{one}/{folder}", target, truth, on_error)
+            for target, folder in self._class_folders(split)
+            for record in _class_records(self.root, folder, target, truth, on_error)
         ]
+
+    def _class_folders(self, split: str) -> list[tuple[int, str]]:
+        """Target and folder of each class in a split."""
+        splits = self.listed_splits() if split == "all" else (split,)
+        return [(target, f"{one}/{folder}") for one in splits for target, folder in enumerate(self.folders)]
 
 
 class KermanyPooled(Kermany):
@@ -100,22 +103,10 @@ class KermanyPooled(Kermany):
         """
         return ("all",)
 
-    def splits(self) -> tuple[str, ...]:
-        """Name the one split.
+    splits = listed_splits
 
-        Returns:
-            "all".
-        """
-        return ("all",)
-
-    def records(self, split: str, on_error: OnError) -> list[Radiograph]:
-        """List every radiograph; see `Kermany.records`."""
-        truth = _boxes_of(self.root)
-        return [
-            record
-            for target, folder in enumerate(self.folders)
-            for record in _class_records(self.root, folder, target, truth, on_error)
-        ]
+    def _class_folders(self, split: str) -> list[tuple[int, str]]:
+        return list(enumerate(self.folders))
 
 
 class KermanyPooledUpper(KermanyPooled):

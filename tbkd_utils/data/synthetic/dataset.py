@@ -8,9 +8,10 @@ marker does well in training and is found out in val.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,9 +68,7 @@ def write_synthetic(
     """
     root = Path(root)
     spec = _check_spec(train, val, size, marker_rate, seed)
-    try:
-        if root.is_dir() and any(root.iterdir()):
-            raise DataError(f"{root} is not empty: give a new folder, or empty this one")
+    with into_new_folder(root):
         for folder in (*(f"imgs/{c}" for c in CLASSES), "annotations/json", "lists"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         records: dict[str, Any] = {}
@@ -93,12 +92,25 @@ def write_synthetic(
         write_sorted_json(
             root / "synthetic.json", {"notice": NOTICE, "format": _FORMAT, "spec": spec, "images": records}
         )
+    return root
+
+
+@contextlib.contextmanager
+def into_new_folder(root: Path) -> Iterator[None]:
+    """Guards the writing of a drawn set.
+
+    Raises:
+        DataError: If the folder is not empty, or a file cannot be written.
+    """
+    try:
+        if root.is_dir() and any(root.iterdir()):
+            raise DataError(f"{root} is not empty: give a new folder, or empty this one")
+        yield
     except OSError as error:
         raise DataError(
             f"cannot write the synthetic dataset to {root} ({error.strerror or error}: {error.filename}): "
             "give a folder that can be written and has room"
         ) from error
-    return root
 
 
 def read_synthetic_markers(root: str | Path) -> dict[str, NDArray[np.float32] | None]:
@@ -134,12 +146,29 @@ def read_synthetic_lesions(root: str | Path) -> dict[str, tuple[str, ...]]:
 
 def _read_records(root: str | Path, part: Callable[[dict[str, Any]], Part]) -> dict[str, Part]:
     """One part of every image's record in synthetic.json, by the image's name."""
-    path = Path(root) / "synthetic.json"
+    return read_drawn(Path(root) / "synthetic.json", lambda record, spec: part(record), "write_synthetic")
+
+
+def read_drawn(path: Path, part: Callable[[dict[str, Any], dict[str, Any]], Part], writer: str) -> dict[str, Part]:
+    """Reads what a drawn set says of its images.
+
+    Args:
+        path: Its JSON file.
+        part: Makes what is wanted of an image's record and the settings of the set.
+        writer: The function that writes such sets, for the message.
+
+    Returns:
+        Image name to what was made.
+
+    Raises:
+        DataError: If the file is absent or of another form.
+    """
     try:
-        return {name: part(record) for name, record in json.loads(path.read_text())["images"].items()}
+        content = json.loads(path.read_text())
+        return {name: part(record, content["spec"]) for name, record in content["images"].items()}
     except FileNotFoundError as error:
         raise DataError(
-            f"{path} not found: expected a dataset from write_synthetic, written to the end; write it again"
+            f"{path} not found: expected a dataset from {writer}, written to the end; write it again"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} cannot be read as a synthetic record ({error!r}): write the dataset again") from error

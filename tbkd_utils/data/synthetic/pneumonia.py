@@ -10,7 +10,6 @@ Image i depends on (seed, split, kind, person, image) alone, so a larger set con
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tbkd_utils.data.synthetic.chest import Array, Chest, Patient, chest_wall, cloud, draw_chest, expose
-from tbkd_utils.data.synthetic.dataset import NOTICE, encoded_png, whole_number, write_sorted_json
+from tbkd_utils.data.synthetic.dataset import (
+    NOTICE,
+    encoded_png,
+    into_new_folder,
+    read_drawn,
+    whole_number,
+    write_sorted_json,
+)
 from tbkd_utils.data.synthetic.lesions import ACTIVE, Lesion, paint_lesions
 from tbkd_utils.errors import DataError
 
@@ -177,9 +183,7 @@ def write_pneumonia(
     root = Path(root)
     spec = _check_spec(train, test, size, identity, seed)
     settings = {name: spec[name] for name in ("size", "identity", "seed")}
-    try:
-        if root.is_dir() and any(root.iterdir()):
-            raise DataError(f"{root} is not empty: give a new folder, or empty this one")
+    with into_new_folder(root):
         for folder in (*(f"chest_xray/{s}/{c}" for s in SPLITS for c in ("NORMAL", "PNEUMONIA")), "masks"):
             (root / folder).mkdir(parents=True, exist_ok=True)
         records: dict[str, Any] = {}
@@ -197,11 +201,6 @@ def write_pneumonia(
         write_sorted_json(
             root / "pneumonia.json", {"notice": NOTICE, "format": _FORMAT, "spec": spec, "images": records}
         )
-    except OSError as error:
-        raise DataError(
-            f"cannot write the synthetic dataset to {root} ({error.strerror or error}: {error.filename}): "
-            "give a folder that can be written and has room"
-        ) from error
     return root
 
 
@@ -216,23 +215,15 @@ def read_pneumonia_truth(root: str | Path) -> dict[str, Truth]:
     """
     path = Path(root) / "pneumonia.json"
 
-    def truth(record: dict[str, Any], size: int) -> Truth:
+    def truth(record: dict[str, Any], spec: dict[str, Any]) -> Truth:
         if record["kind"] not in KINDS:
             raise ValueError(f"kind {record['kind']!r}")
         boxes = np.array(record["boxes"], np.float32).reshape(-1, 4)
         lungs = np.array(record["lungs"], np.float32).reshape(2, 4)
         mask = None if record["mask"] is None else path.parent / record["mask"]
-        return Truth(str(record["person"]), record["kind"], boxes, mask, lungs, (size, size))
+        return Truth(str(record["person"]), record["kind"], boxes, mask, lungs, (spec["size"], spec["size"]))
 
-    try:
-        content = json.loads(path.read_text())
-        return {name: truth(record, content["spec"]["size"]) for name, record in content["images"].items()}
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path} not found: expected a dataset from write_pneumonia, written to the end; write it again"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} cannot be read as a pneumonia record ({error!r}): write the dataset again") from error
+    return read_drawn(path, truth, "write_pneumonia")
 
 
 def _draw(image: PersonImage) -> tuple[Chest, Array, NDArray[np.bool_]]:
