@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from tbkd_utils import __version__
 from tbkd_utils.errors import SettingsError, TbkdError
 from tbkd_utils.experiments.recipe import DEFAULT_SYSTEM
-from tbkd_utils.experiments.system import SYSTEMS, find_system, named_recipe
+from tbkd_utils.experiments.system import SYSTEMS, draw_set, find_system, named_recipe
 
 if TYPE_CHECKING:
     from tbkd_utils.experiments.experiment import Experiment
@@ -285,10 +285,7 @@ def data_synthesize(
     system: SystemOption = DEFAULT_SYSTEM,
 ) -> None:
     """Write a system's synthetic dataset: drawings for trying the series, not medical data."""
-    chosen, draw = named_recipe(recipe, system, **_overrides(settings)), find_system(system).draw
-    if draw is None:
-        raise SettingsError(f"The system '{system}' draws no radiographs.")
-    draw(folder, chosen)
+    draw_set(named_recipe(recipe, system, **_overrides(settings)), folder)
     console.print(f"Written: {escape(str(folder))}", soft_wrap=True)
 
 

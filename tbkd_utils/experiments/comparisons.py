@@ -18,6 +18,16 @@ from tbkd_utils.metrics.statistics import (
     paired_permutation_test,
 )
 
+HOLDS, FAILS, OPEN = "yes", "no", "not shown"
+"""What a run says of a claim."""
+
+
+def side(low: float, high: float, boundary: float = 0.0) -> str:
+    """Says whether an interval lies above the boundary, which is the claim (`HOLDS`), below it, or across (`OPEN`)."""
+    if low > boundary:
+        return HOLDS
+    return FAILS if high < boundary else OPEN
+
 
 def variant_rows(experiment: Experiment, variants: Sequence[Variant]) -> pd.DataFrame:
     """Measures every network of an ablation; what was computed is read back.

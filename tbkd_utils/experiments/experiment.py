@@ -18,7 +18,7 @@ from tbkd_utils.data.records import Radiograph
 from tbkd_utils.data.split import DIVISIONS, TEST, TRAIN, VALIDATION, joined_by_copies, split_by_group
 from tbkd_utils.errors import DataError, SettingsError
 from tbkd_utils.experiments.recipe import DEFAULT_SYSTEM, Recipe
-from tbkd_utils.experiments.system import Role, System, Task, find_system, named_recipe
+from tbkd_utils.experiments.system import Role, System, Task, draw_set, find_system, named_recipe
 from tbkd_utils.runs import Run, explained, file_sha256
 
 if TYPE_CHECKING:
@@ -138,11 +138,6 @@ class Experiment:
     def _find_or_draw(self) -> Path:
         if self.data is not None:
             return self.data
-        draw = self.system.draw
-        if draw is None:
-            raise SettingsError(
-                f"The system '{self.recipe.system}' draws no radiographs: give a folder with --data DIR."
-            )
         run = self.run_at("synthetic", {"spec": self.recipe.differences("synthetic")})
         target = run.file("drawn")
         with run.making() as needed:
@@ -150,7 +145,7 @@ class Experiment:
                 fresh = run.file(".drawing")  # dotted: not part of the run, should the drawing be interrupted
                 for old in (fresh, target):
                     shutil.rmtree(old, ignore_errors=True)
-                draw(fresh, self.recipe)
+                draw_set(self.recipe, fresh)
                 with explained(target):
                     fresh.rename(target)
         return target

@@ -163,6 +163,23 @@ def named_recipe(name: str, system: str = DEFAULT_SYSTEM, /, **overrides: Any) -
     return preset.changed(**overrides) if overrides else preset
 
 
+def draw_set(recipe: Recipe, folder: Path) -> None:
+    """Draws a recipe's synthetic set into a new folder.
+
+    Raises:
+        SettingsError: If the system draws none, or the recipe names no counts.
+        DataError: If a count is out of range, or the folder cannot be written.
+    """
+    draw = find_system(recipe.system).draw
+    if draw is None:
+        raise SettingsError(f"The system '{recipe.system}' draws no radiographs: give a folder with --data DIR.")
+    if not recipe.synthetic.synthetic_train:
+        raise SettingsError(
+            f"The recipe '{recipe.name}' draws no radiographs: use --recipe demo, or set synthetic_train."
+        )
+    draw(folder, recipe)
+
+
 def overrides_of(recipe: Recipe) -> dict[str, Any]:
     """Returns the settings that differ from the recipe's preset, as plain JSON values."""
     preset = named_recipe(recipe.name, recipe.system).flat()

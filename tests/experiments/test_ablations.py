@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tbkd_utils.experiments.comparisons import curve_rows, difference_table, variant_rows
+from tbkd_utils.experiments.comparisons import curve_rows, difference_table, side, variant_rows
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.systems.tb.grid import COMPARED, control_variants, seed_variants, temperature_variants
 from tbkd_utils.systems.tb.paper import TABLE_3, published_seeds
 from tbkd_utils.systems.tb.sentences import curve_sentence, difference_sentences
 from tbkd_utils.systems.tb.tables import condition_table, table_3_seeds
-from tbkd_utils.systems.tb.verdicts import _best, _side
+from tbkd_utils.systems.tb.verdicts import _best
 from tbkd_utils.views.ablation_figures import ablation_curve, seeds_by_condition
 
 
@@ -88,7 +88,7 @@ def test_a_curve_says_how_sure_its_best_value_is(smoke: Experiment) -> None:
     ("low", "high", "verdict"), [(0.1, 0.2, "yes"), (-0.2, -0.1, "no"), (-0.1, 0.1, "not shown"), (0, 0, "not shown")]
 )
 def test_a_claim_holds_by_its_interval(low: float, high: float, verdict: str) -> None:
-    assert _side(low, high, 0) == verdict
+    assert side(low, high, 0) == verdict
 
 
 @pytest.mark.parametrize(

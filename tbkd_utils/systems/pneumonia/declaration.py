@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from tbkd_utils.data.readers import Kermany, KermanyPooled, KermanyPooledUpper
-from tbkd_utils.errors import SettingsError
 from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.experiments.system import Role, System, Task, register
 from tbkd_utils.systems.pneumonia.division import as_the_source
@@ -17,16 +16,11 @@ def draw(root: Path, recipe: Recipe) -> None:
     """Draws the recipe's persons, normal and with pneumonia, in the layout of Kermany's set.
 
     Raises:
-        SettingsError: If the recipe names no counts.
         DataError: If a count is out of range, or the folder cannot be written.
     """
     from tbkd_utils.data.synthetic.pneumonia import write_pneumonia  # OpenCV: not for naming a recipe
 
     spec = recipe.synthetic
-    if not spec.synthetic_train:
-        raise SettingsError(
-            f"The recipe '{recipe.name}' draws no radiographs: use --recipe demo, or set synthetic_train."
-        )
     write_pneumonia(
         root,
         train=spec.synthetic_train,

@@ -2,10 +2,11 @@
 
 import pandas as pd
 
+from tbkd_utils.experiments.comparisons import FAILS, HOLDS, side
 from tbkd_utils.metrics.statistics import across_seeds
 from tbkd_utils.systems.pneumonia.paper import published_table
 from tbkd_utils.systems.pneumonia.tables import larger_class, leak_summary
-from tbkd_utils.systems.pneumonia.verdicts import FAILS, HOLDS, Evidence, side
+from tbkd_utils.systems.pneumonia.verdicts import Evidence
 
 _WORDS = {HOLDS: "higher", FAILS: "lower"}
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from tbkd_utils.experiments.comparisons import FAILS, HOLDS, OPEN, side
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.systems.pneumonia.looks import Looked
 from tbkd_utils.systems.pneumonia.paper import comparability, published_table
 from tbkd_utils.systems.pneumonia.tables import leak_summary
-
-HOLDS, FAILS, OPEN = "yes", "no", "not shown"
 
 
 @dataclass(frozen=True)
@@ -62,13 +61,6 @@ def verdict_table(evidence: Evidence) -> pd.DataFrame:
     held = np.where(table["holds here"] == HOLDS, "reproduced", "not reproduced")
     verdict = np.where(bool(evidence.reasons), "not comparable", held)
     return table.assign(verdict=np.where(table["artifact"].str.endswith("(ours)"), "", verdict))
-
-
-def side(low: float, high: float, boundary: float = 0.0) -> str:
-    """Says whether an interval lies above the boundary, which is the claim, below it, or across."""
-    if low > boundary:
-        return HOLDS
-    return FAILS if high < boundary else OPEN
 
 
 def _accuracy(evidence: Evidence) -> list[tuple]:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from tbkd_utils.data.readers import Tbx11k, Tbx11kKaggle
-from tbkd_utils.errors import SettingsError
 from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.experiments.system import Role, System, Task, register
 from tbkd_utils.systems.tb.grid import GRIDS
@@ -15,16 +14,11 @@ def draw(root: Path, recipe: Recipe) -> None:
     """Draws the recipe's radiographs with TB, without it, and with something else, in TBX11K's layout.
 
     Raises:
-        SettingsError: If the recipe names no counts.
         DataError: If a count is out of range, or the folder cannot be written.
     """
     from tbkd_utils.data.synthetic.dataset import write_synthetic  # OpenCV: not for naming a recipe
 
     spec = recipe.synthetic
-    if not spec.synthetic_train:
-        raise SettingsError(
-            f"The recipe '{recipe.name}' draws no radiographs: use --recipe demo, or set synthetic_train."
-        )
     write_synthetic(
         root,
         train=spec.synthetic_train,

@@ -8,7 +8,7 @@ import pandas as pd
 
 from tbkd_utils.curvature.spectrum import Spectrum
 from tbkd_utils.data.check import DatasetReport
-from tbkd_utils.experiments.comparisons import student_minus_teacher
+from tbkd_utils.experiments.comparisons import FAILS, HOLDS, OPEN, student_minus_teacher
 from tbkd_utils.experiments.curvature import ratio_table
 from tbkd_utils.experiments.evaluation import Localization, localization, probabilities
 from tbkd_utils.experiments.experiment import Experiment
@@ -17,7 +17,6 @@ from tbkd_utils.metrics.statistics import (
     bootstrap_interval,
 )
 from tbkd_utils.systems.tb.paper import TABLE_1, TABLE_2, TABLE_3, comparability
-from tbkd_utils.systems.tb.verdicts import FAILS, HOLDS, OPEN
 
 
 def data_sentences(report: DatasetReport, experiment: Experiment) -> str:

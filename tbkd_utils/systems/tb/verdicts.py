@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from tbkd_utils.experiments.comparisons import student_minus_teacher
+from tbkd_utils.experiments.comparisons import FAILS, HOLDS, OPEN, side, student_minus_teacher
 from tbkd_utils.experiments.curvature import ratio_table
 from tbkd_utils.experiments.evaluation import Localization, probabilities
 from tbkd_utils.experiments.experiment import Experiment
@@ -15,7 +15,6 @@ from tbkd_utils.metrics.statistics import bootstrap_interval
 from tbkd_utils.systems.tb.grid import STUDENT
 from tbkd_utils.systems.tb.paper import TABLE_1, TABLE_2, TABLE_3, TABLE_4, comparability
 
-HOLDS, FAILS, OPEN = "yes", "no", "not shown"
 SURE = 0.95
 DRAWS = 20_000
 
@@ -73,13 +72,6 @@ def verdict_table(evidence: Evidence) -> pd.DataFrame:
     return table.assign(verdict=np.where(table["holds here"] == HOLDS, "reproduced", "not reproduced"))
 
 
-def _side(low: float, high: float, boundary: float) -> str:
-    """Whether an interval lies above the boundary (the claim), below it, or across."""
-    if low > boundary:
-        return HOLDS
-    return FAILS if high < boundary else OPEN
-
-
 def _curvature(sizes: pd.DataFrame) -> list[tuple]:
     table, largest, rows = ratio_table(sizes), int(sizes["size"].max()), []
     paper = {
@@ -90,7 +82,7 @@ def _curvature(sizes: pd.DataFrame) -> list[tuple]:
         row = table[(table["quantity"] == quantity) & (table["size"] == largest)].iloc[0]
         here = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f}, {largest} radiographs)"
         claim = f"the teacher's {name} is larger than the student's: {ratio:.1f} times"
-        rows.append((artifact, claim, here, _side(row["low"], row["high"], 1)))
+        rows.append((artifact, claim, here, side(row["low"], row["high"], 1)))
     return rows
 
 
@@ -103,7 +95,7 @@ def _localization(evidence: Evidence) -> list[tuple]:
         "Figure 6",
         f"the student's mIOU is higher than the teacher's, seed 42: {claimed:+.3f}",
         f"{score['difference']:+.3f} ({score['low']:+.3f} to {score['high']:+.3f} over radiographs, seed {seed})",
-        _side(score["low"], score["high"], 0),
+        side(score["low"], score["high"], 0),
     )
     paper = np.mean([by["student"] - by["teacher"] for by in TABLE_3.values()])
     rows = [one]
@@ -115,7 +107,7 @@ def _localization(evidence: Evidence) -> list[tuple]:
             artifact, claim = "Table 3", f"the student's mIOU is higher than the teacher's over seeds: {paper:+.3f}"
             if other != "teacher":
                 artifact, claim = "control (ours)", f"the student's mIOU is higher than that of: {other}"
-            rows.append((artifact, claim, here, _side(low, high, 0)))
+            rows.append((artifact, claim, here, side(low, high, 0)))
     return rows
 
 
@@ -131,7 +123,7 @@ def _classification(evidence: Evidence) -> list[tuple]:
         claimed = TABLE_4[metric]["student"] - TABLE_4[metric]["teacher"]
         claim = f"the student's {metric} is higher than the teacher's: {claimed:+.3f}"
         here = f"{difference.mean():+.3f} ({low:+.3f} to {high:+.3f} over radiographs)"
-        rows.append(("Table 4", claim, here, _side(low, high, 0)))
+        rows.append(("Table 4", claim, here, side(low, high, 0)))
     return rows
 
 

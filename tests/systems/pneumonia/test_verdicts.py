@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 import tiny_network as tiny
 
+from tbkd_utils.experiments.comparisons import side
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.systems.pneumonia import paper
 from tbkd_utils.systems.pneumonia.exercises import known_share, lower_parts, threshold_optimism
 from tbkd_utils.systems.pneumonia.looks import Looked, look
 from tbkd_utils.systems.pneumonia.sentences import found_sentences, verdict_sentences
-from tbkd_utils.systems.pneumonia.verdicts import Evidence, side, verdict_table
+from tbkd_utils.systems.pneumonia.verdicts import Evidence, verdict_table
 
 LEAST = 874 / 906  # ResNet-50's accuracy, the lowest of the paper's
 
