@@ -24,7 +24,7 @@ from tbkd_utils.models.checkpoints import (
     quiet_lightning,
     resumable,
 )
-from tbkd_utils.models.devices import environment
+from tbkd_utils.models.devices import environment, kept_memory, restored_determinism
 from tbkd_utils.models.losses import Loss
 from tbkd_utils.models.module import WATCHED, TrainingModule, to_be_lowered
 from tbkd_utils.models.options import TrainingOptions
@@ -114,12 +114,9 @@ def _train(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        try:
+        with restored_determinism(), kept_memory():
             ckpt_path = run.file(RESUME) if resume else None
             trainer.fit(module, loader, validation, ckpt_path=ckpt_path, weights_only=True)
-        finally:
-            torch.use_deterministic_algorithms(deterministic)
     if trainer.interrupted:  # Lightning swallows Ctrl-C; what is half done must not be marked as done
         raise KeyboardInterrupt
 
