@@ -81,8 +81,13 @@ class TrainedNetwork:
         return {"network": self.run.path.name, "keep": self.recipe.training.keep}
 
     def model(self) -> nn.Module:
-        """Returns the kept network, on `device`, in evaluation mode and in the recipe's memory format."""
+        """Returns the kept network, on `device`, in evaluation mode and in the recipe's memory format.
+
+        Torch then computes with the recipe's number of threads, if it names one: the last bits depend on it.
+        """
         training = self.recipe.training
+        if self.recipe.execution.threads:
+            torch.set_num_threads(self.recipe.execution.threads)
         model = build_network(self.network_name, len(self.task.classes), "none", training.seed, training.head)
         model.load_state_dict(read_tensors(self.run.file(f"{training.keep}.safetensors")))
         layout = torch.channels_last if training.channels_last else torch.contiguous_format
