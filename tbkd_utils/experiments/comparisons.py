@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from tbkd_utils.experiments.evaluation import Localization, paired_rows
+from tbkd_utils.experiments.evaluation import Localization, paired_rows, with_patients
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.grid import classify_variant, localize_variant
 from tbkd_utils.experiments.system import Variant
@@ -16,6 +16,7 @@ from tbkd_utils.metrics.statistics import (
     bootstrap_interval,
     paired_difference,
     paired_permutation_test,
+    patients_of,
 )
 
 HOLDS, FAILS, OPEN = "yes", "no", "not shown"
@@ -153,7 +154,12 @@ def guess_scores(
     tables = [own.assign(guess_or_network=found.role, blind=False)]
     for name, rows in guessed_rows(found, guesses, names).items():
         hits = rows[[f"hit_{round(100 * delta)}" for delta in DELTAS]].mean(axis=1)
-        best = ("max_box_acc_v2", hits.mean(), *bootstrap_interval(hits, **resampling), len(hits))
+        best = (
+            "max_box_acc_v2",
+            hits.mean(),
+            *bootstrap_interval(hits, **resampling, clusters=patients_of(rows)),
+            len(hits),
+        )
         one = pd.concat([summarize(rows, **resampling), pd.DataFrame([best], columns=list(own))])
         tables.append(one.assign(guess_or_network=name, blind=True))
     columns = ["guess_or_network", "metric", "mean", "low", "high", "n", "blind"]
@@ -172,14 +178,15 @@ def guess_differences(
 
     Returns:
         One row per guess and metric (score, matched, pointing, energy): guess, metric, difference (network minus
-        guess), low and high (95% bootstrap over radiographs), p (paired permutation test), n.
+        guess), low and high (95% bootstrap over radiographs, or over patients where known), p (paired permutation
+        test), n.
     """
     recipe, found_rows, own = found.experiment.recipe, [], _among(found.rows, names)
     for name, rows in guessed_rows(found, guesses, names).items():
         for metric in ("score", "matched", "pointing", "energy"):
             ours, theirs = own[metric].to_numpy(float), rows[metric].to_numpy(float)
-            low, high = bootstrap_interval(ours - theirs, **recipe.resampling)
-            p = paired_permutation_test(ours, theirs, **recipe.resampling_of_tests)
+            low, high = bootstrap_interval(ours - theirs, **recipe.resampling, clusters=patients_of(own))
+            p = paired_permutation_test(ours, theirs, **recipe.resampling_of_tests, clusters=patients_of(own))
             found_rows.append((name, metric, float((ours - theirs).mean()), low, high, p, len(ours)))
     return pd.DataFrame(found_rows, columns=["guess", "metric", "difference", "low", "high", "p", "n"])
 
@@ -190,7 +197,7 @@ def guessed_rows(
     """Returns the rows of `guesses.guess_rows` for each guess, of all radiographs or those named."""
     samples = found.samples
     return {
-        name: _among(guess_rows(samples.names, boxes, samples.boxes, samples.size), names)
+        name: _among(with_patients(guess_rows(samples.names, boxes, samples.boxes, samples.size), samples), names)
         for name, boxes in guesses.items()
     }
 

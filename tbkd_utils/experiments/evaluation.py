@@ -64,7 +64,7 @@ def is_positive(trained: TrainedNetwork, samples: Samples) -> np.ndarray:
 def probabilities(experiment: Experiment, trained: TrainedNetwork) -> pd.DataFrame:
     """Returns one row per test radiograph: name, source, label (1 for the explained class), probability of that class.
 
-    Computed once and kept.
+    Where patients are known, their column `patient` comes last. Computed once and kept.
 
     Raises:
         RunError: If the run folder cannot be written.
@@ -90,7 +90,19 @@ def _probabilities(
         return classification_rows(samples.names, found, is_positive(trained, samples), samples.sources)
 
     settings = _looked_at(experiment, trained) | dict(which)
-    return cached_rows(experiment.run_at("probabilities", settings), compute)
+    return with_patients(cached_rows(experiment.run_at("probabilities", settings), compute), samples)
+
+
+def with_patients(rows: pd.DataFrame, samples: Samples) -> pd.DataFrame:
+    """Returns rows of radiographs with a column `patient`, as statistics take it; as they are if none is known.
+
+    Args:
+        rows: With a column name.
+        samples: Among them the radiographs of the rows.
+    """
+    if not any(samples.groups):
+        return rows
+    return rows.assign(patient=rows["name"].map(dict(zip(samples.names, samples.groups, strict=True))))
 
 
 def classification(experiment: Experiment, trained: TrainedNetwork) -> pd.DataFrame:
@@ -185,8 +197,8 @@ class Localization:
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        """One row per image; see `localization.tables.score_rows`."""
-        return pd.read_csv(self.run.file("rows.csv"))
+        """One row per image, with its patient where known; see `localization.tables.score_rows`."""
+        return with_patients(pd.read_csv(self.run.file("rows.csv")), self.samples)
 
     @cached_property
     def boxes(self) -> list[np.ndarray]:
@@ -211,7 +223,8 @@ class Localization:
 
     def threshold_rows(self, *, all_sizes: bool = False) -> pd.DataFrame:
         """One row per image and threshold; `all_sizes` keeps boxes below the minimum area too."""
-        return pd.read_csv(self.run.file("thresholds_all_sizes.csv" if all_sizes else "thresholds.csv"))
+        rows = pd.read_csv(self.run.file("thresholds_all_sizes.csv" if all_sizes else "thresholds.csv"))
+        return with_patients(rows, self.samples)
 
 
 def localization(experiment: Experiment, trained: TrainedNetwork) -> Localization:

@@ -22,7 +22,7 @@ from tbkd_utils.localization.scores import (
     hit_of,
     scores_of,
 )
-from tbkd_utils.metrics.statistics import bootstrap_interval, bootstrap_metric
+from tbkd_utils.metrics.statistics import bootstrap_interval, bootstrap_metric, patients_of
 
 DELTAS = (0.3, 0.5, 0.7)
 """IoU levels of MaxBoxAccV2 (Choe et al., CVPR 2020)."""
@@ -80,11 +80,12 @@ def max_box_acc(
     contour has IoU >= delta with any ground-truth box; for each delta the best threshold is taken; the deltas are
     averaged. No minimum area. Ours differs in small print: right and bottom are exclusive (theirs add one pixel), the
     mask is value >= threshold on the float map (theirs > on 8 bits), and only outer contours are used (theirs also
-    holes). The threshold is chosen on the images that are scored, so the number is optimiztic, for every network alike;
+    holes). The threshold is chosen on the images that are scored, so the number is optimistic, for every network alike;
     each bootstrap resample chooses it anew.
 
     Args:
-        rows: From `threshold_rows` with a minimum area of 0: one row per image and threshold.
+        rows: From `threshold_rows` with a minimum area of 0: one row per image and threshold; with a column `patient`
+            patients are drawn.
         deltas: IoU levels in (0, 1].
         resamples: Of the images, for the interval.
         seed: Of the resamples.
@@ -104,7 +105,10 @@ def max_box_acc(
         return {"value": float(hits[index].mean(axis=0, dtype=np.float64).max(axis=1).mean())}
 
     value = metric(np.arange(len(hits)))["value"]
-    low, high = bootstrap_metric(metric, np.zeros(len(hits)), resamples=resamples, seed=seed)["value"]
+    clusters = patients_of(rows.drop_duplicates("name").sort_values("name"))  # in the order of the pivot
+    low, high = bootstrap_metric(metric, np.zeros(len(hits)), resamples=resamples, seed=seed, clusters=clusters)[
+        "value"
+    ]
     return pd.DataFrame([{"metric": "max_box_acc_v2", "mean": value, "low": low, "high": high, "n": len(best)}])
 
 
@@ -179,7 +183,8 @@ def summarize(
     """Means over the images of `score_rows`, with bootstrap intervals.
 
     Args:
-        rows: What `score_rows` returned, or its CSV read back.
+        rows: What `score_rows` returned, or its CSV read back. If they have a column `patient` too, patients are drawn
+            with all their images.
         resamples: Number of bootstrap resamples.
         seed: Seed of the draws; all metrics see the same resampled images.
         level: Coverage of the intervals.
@@ -208,11 +213,12 @@ def summarize(
 
     mean = miou(np.arange(len(table)))["score"]
     everyone = np.zeros(len(table))  # one stratum: the same images are drawn as for the plain means below
-    ends = bootstrap_metric(miou, everyone, level=level, resamples=resamples, seed=seed)["score"]
+    how: dict[str, Any] = {"level": level, "resamples": resamples, "seed": seed, "clusters": patients_of(rows)}
+    ends = bootstrap_metric(miou, everyone, **how)["score"]
     found = [("score", mean, *ends, int((n_pred > 0).sum()) if no_prediction == "skip" else len(table))]
     for metric in SCORES[1:]:
         values = table[metric].to_numpy()
-        ends = bootstrap_interval(values, level=level, resamples=resamples, seed=seed)
+        ends = bootstrap_interval(values, **how)
         found.append((metric, float(values.mean()), *ends, len(table)))
     return pd.DataFrame(found, columns=["metric", "mean", "low", "high", "n"])
 

@@ -3,6 +3,9 @@
 An image is called positive when its probability is strictly above the threshold, as in `classification`. A threshold
 belongs to the data it was chosen on: chosen on the test set it flatters (it *leaks*), so `operating_table` shows both.
 The curves and areas need no threshold. Calibration asks whether 0.8 means four out of five.
+
+Where a table has a column `patient`, bootstrap and permutation draw patients with all their images; Wilson's intervals
+know images alone.
 """
 
 from typing import Any
@@ -25,6 +28,7 @@ from tbkd_utils.metrics.statistics import (
     bootstrap_interval,
     bootstrap_metric,
     paired_permutation_test,
+    patients_of,
     wilson_interval,
 )
 
@@ -171,7 +175,7 @@ def operating_table(
         tp, fp = _called_above(q[z], thresholds), _called_above(q[~z], thresholds)
         return dict(zip(map(str, range(len(chosen))), 2 * tp / (tp + fp + z.sum()), strict=True))
 
-    ends = bootstrap_metric(f1, y, level=level, resamples=resamples, seed=seed)
+    ends = bootstrap_metric(f1, y, level=level, resamples=resamples, seed=seed, clusters=patients_of(test))
     table = []
     for row, (rule, chosen_on, threshold) in enumerate(chosen):
         found = operating_metrics(p, y, threshold)
@@ -278,7 +282,8 @@ def area_table(rows: pd.DataFrame, resamples: int = 2000, seed: int = 0, *, leve
         UsageError: A column or a class is missing, a value is refused, or `resamples` or `level` is out of range.
     """
     p, y = _both_classes(*scores_of_rows(rows), "an area")
-    ends = bootstrap_metric(lambda index: _areas(p[index], y[index]), y, level=level, resamples=resamples, seed=seed)
+    how: dict[str, Any] = {"level": level, "resamples": resamples, "seed": seed, "clusters": patients_of(rows)}
+    ends = bootstrap_metric(lambda index: _areas(p[index], y[index]), y, **how)
     table = [(name, value, *ends[name]) for name, value in _areas(p, y).items()]
     return pd.DataFrame(table, columns=["metric", "value", "low", "high"])
 
@@ -389,8 +394,8 @@ def paired_accuracy_test(
         level: Coverage of the interval.
 
     Returns:
-        difference (accuracy of the first minus that of the second, in [-1, 1]), low, high (bootstrap over images, both
-        models on the same draws) and p (`statistics.paired_permutation_test`).
+        difference (accuracy of the first minus that of the second, in [-1, 1]), low, high (bootstrap over images or
+        patients, both models on the same draws) and p (`statistics.paired_permutation_test`).
 
     Raises:
         UsageError: A column is missing, a name comes twice, names or labels differ, a value is refused, or an option
@@ -415,8 +420,9 @@ def paired_accuracy_test(
         raise UsageError(f"both tables must hold the same labels; {len(other)} differ, such as that of {other[0]!r}")
     right = [t["right"].to_numpy(np.float64) for t in (a, b)]
     difference = right[0] - right[1]
-    low, high = bootstrap_interval(difference, level=level, resamples=resamples, seed=seed)
-    p_value = paired_permutation_test(*right, resamples=resamples, seed=seed)
+    clusters = patients_of(first)
+    low, high = bootstrap_interval(difference, level=level, resamples=resamples, seed=seed, clusters=clusters)
+    p_value = paired_permutation_test(*right, resamples=resamples, seed=seed, clusters=clusters)
     return {"difference": float(difference.mean()), "low": low, "high": high, "p": p_value}
 
 

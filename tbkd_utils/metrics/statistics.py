@@ -3,13 +3,18 @@
 Two questions, kept apart. *Over images*: one network, one test set, would another draw of patients change the
 number? (bootstrap, Wilson, sign-flip permutation.) *Over seeds*: would another training change it? (mean, standard
 deviations, t interval.)
+
+Images of one patient resemble each other. Where the patients are known (`clusters`), whole patients are drawn, or their
+signs flipped, so that ten images of one child do not count as ten children.
 """
 
 import bisect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
@@ -42,7 +47,12 @@ class SeedSummary:
 
 
 def bootstrap_interval(
-    values: ArrayLike, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    values: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    clusters: ArrayLike | None = None,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean over images.
 
@@ -56,22 +66,26 @@ def bootstrap_interval(
         level: Coverage, in (0, 1).
         resamples: Number of resamples, >= 1.
         seed: Seed of the draws.
+        clusters: (n,) the patient of each image: as many patients are drawn as there are, each with all its images.
+            None if every image is a patient's only one.
 
     Returns:
         (low, high), in the unit of the values.
 
     Raises:
-        UsageError: The values are empty, not one-dimensional or not finite, or an option is out of
-            range.
+        UsageError: The values are empty, not one-dimensional or not finite, clusters are not one per value, or an
+            option is out of range.
     """
     x = _vector(values, "values")
     _check_options(level, resamples)
     if x.min() == x.max():  # else rounding would give a constant column an interval of width 1e-17
         return float(x[0]), float(x[0])
+    sums, counts = _by_cluster(x, clusters)
     rng = np.random.default_rng(seed)
-    step = max(1, _CHUNK // len(x))
+    step = max(1, _CHUNK // len(sums))
     sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
-    means = np.concatenate([x[rng.integers(len(x), size=(size, len(x)))].mean(axis=1) for size in sizes])
+    drawn = (rng.integers(len(sums), size=(size, len(sums))) for size in sizes)
+    means = np.concatenate([sums[index].sum(axis=1) / counts[index].sum(axis=1) for index in drawn])
     low, high = np.quantile(means, _tails(level))
     return float(low), float(high)
 
@@ -83,6 +97,7 @@ def bootstrap_metric(
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    clusters: ArrayLike | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals of metrics that are not means of one column, such as the AUC.
 
@@ -95,21 +110,23 @@ def bootstrap_metric(
         level: Coverage, in (0, 1).
         resamples: Number of resamples, >= 1.
         seed: Seed of the draws.
+        clusters: (n,) the patient of each image, as in `bootstrap_interval`. A patient whose images are of several
+            strata belongs to a stratum of such patients.
 
     Returns:
         Name -> (low, high). A resample in which a metric is nan (undefined) is left out for that metric;
         where it is undefined in all of them, both ends are nan.
 
     Raises:
-        UsageError: No images, strata not one-dimensional, or an option out of range.
+        UsageError: No images, strata not one-dimensional, clusters not one per image, or an option out of range.
     """
-    groups = np.asarray(strata)
-    if groups.ndim != 1 or groups.size == 0:
-        raise UsageError(f"strata must be one value per image, at least one; got shape {groups.shape}")
+    values = np.asarray(strata)
+    if values.ndim != 1 or values.size == 0:
+        raise UsageError(f"strata must be one value per image, at least one; got shape {values.shape}")
     _check_options(level, resamples)
-    members = [np.flatnonzero(groups == value) for value in np.unique(groups)]
+    draw = _drawn_images(values) if clusters is None else _drawn_patients(values, _labels(clusters, len(values)))
     rng = np.random.default_rng(seed)
-    drawn = [metric(np.concatenate([m[rng.integers(len(m), size=len(m))] for m in members])) for _ in range(resamples)]
+    drawn = [metric(draw(rng)) for _ in range(resamples)]
     intervals = {}
     for name in drawn[0]:
         found = np.array([d[name] for d in drawn], dtype=float)
@@ -117,6 +134,11 @@ def bootstrap_metric(
         low, high = np.quantile(found, _tails(level)) if found.size else (np.nan, np.nan)
         intervals[name] = (float(low), float(high))
     return intervals
+
+
+def patients_of(rows: pd.DataFrame) -> NDArray[Any] | None:
+    """Returns the patient of each row of a table, as `clusters` takes it; None without a column `patient`."""
+    return rows["patient"].to_numpy() if "patient" in rows else None
 
 
 def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -142,7 +164,9 @@ def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> tuple[flo
     return float(ends.low), float(ends.high)
 
 
-def paired_permutation_test(a: ArrayLike, b: ArrayLike, *, resamples: int = 10_000, seed: int = 0) -> float:
+def paired_permutation_test(
+    a: ArrayLike, b: ArrayLike, *, resamples: int = 10_000, seed: int = 0, clusters: ArrayLike | None = None
+) -> float:
     """Two-sided sign-flip permutation test of equal means of paired values (two networks on the same images).
 
     Under the null hypothesis the sign of each image's difference is a coin toss. All 2^n sign patterns are
@@ -155,6 +179,7 @@ def paired_permutation_test(a: ArrayLike, b: ArrayLike, *, resamples: int = 10_0
         b: (n,) values of the same images in the same order.
         resamples: Number of sign patterns, >= 1.
         seed: Seed of the patterns.
+        clusters: (n,) the patient of each image: all images of a patient share one coin toss.
 
     Returns:
         The p value in (0, 1]; 1 when all differences are zero.
@@ -162,7 +187,7 @@ def paired_permutation_test(a: ArrayLike, b: ArrayLike, *, resamples: int = 10_0
     Raises:
         UsageError: Empty, not finite, of different lengths, or `resamples` < 1.
     """
-    difference = _paired(a, b)
+    difference, _ = _by_cluster(_paired(a, b), clusters)
     _check_options(0.95, resamples)
     if len(difference) == 1:  # both patterns are as far from zero; scipy refuses a single value
         return 1.0
@@ -265,6 +290,45 @@ def _paired(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     if len(x) != len(y):
         raise UsageError(f"paired values need the same items in the same order; got {len(x)} and {len(y)}")
     return x - y
+
+
+def _labels(clusters: ArrayLike, n: int) -> NDArray[np.intp]:
+    """The number of each image's cluster, in the order in which clusters first come."""
+    names = np.asarray(clusters)
+    if names.shape != (n,):
+        raise UsageError(f"clusters must be one value per image; got shape {names.shape} for {n} images")
+    _, first, number = np.unique(names, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[number]
+
+
+def _by_cluster(x: NDArray[np.float64], clusters: ArrayLike | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The sum and the count of the values of each cluster."""
+    if clusters is None:
+        return x, np.ones(len(x))
+    labels = _labels(clusters, len(x))
+    return np.bincount(labels, weights=x).astype(np.float64), np.bincount(labels).astype(np.float64)
+
+
+def _drawn_images(strata: NDArray[Any]) -> Callable[[np.random.Generator], NDArray[np.intp]]:
+    """Draws images within strata, with replacement."""
+    members = [np.flatnonzero(strata == value) for value in np.unique(strata)]
+    return lambda rng: np.concatenate([m[rng.integers(len(m), size=len(m))] for m in members])
+
+
+def _drawn_patients(
+    strata: NDArray[Any], labels: NDArray[np.intp]
+) -> Callable[[np.random.Generator], NDArray[np.intp]]:
+    """Draws patients within strata, with replacement, each with all its images."""
+    images = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
+    kinds: dict[tuple, list[int]] = {}
+    for patient, places in enumerate(images):
+        kinds.setdefault(tuple(np.unique(strata[places])), []).append(patient)
+    members = [np.array(kinds[kind]) for kind in sorted(kinds)]
+
+    def draw(rng: np.random.Generator) -> NDArray[np.intp]:
+        return np.concatenate([images[p] for m in members for p in m[rng.integers(len(m), size=len(m))]])
+
+    return draw
 
 
 def _check_options(level: float, resamples: int) -> None:

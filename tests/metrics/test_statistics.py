@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from tbkd_utils.metrics.statistics import (
     bootstrap_metric,
     paired_difference,
     paired_permutation_test,
+    patients_of,
     seeds_needed,
     wilson_interval,
 )
@@ -225,3 +227,51 @@ def test_the_papers_four_seeds_were_too_few():
 def test_seeds_for_nothing_are_refused(std, difference, level):
     with pytest.raises(UsageError):
         seeds_needed(std, difference, level=level)
+
+
+def test_a_patients_images_are_drawn_together():
+    """Ten copies of each image are no news: the interval is that of the images, not a third of it."""
+    x = np.random.default_rng(0).random(30)
+    patients = np.repeat([f"p{i}" for i in range(30)], 10)
+    copies = bootstrap_interval(np.repeat(x, 10), resamples=500, seed=3, clusters=patients)
+    assert copies == pytest.approx(bootstrap_interval(x, resamples=500, seed=3))
+    low, high = bootstrap_interval(np.repeat(x, 10), resamples=500, seed=3)
+    assert high - low < 0.5 * (copies[1] - copies[0])
+
+
+def test_one_image_a_patient_is_no_patient_at_all():
+    x, names = np.random.default_rng(1).random(20), [f"p{i}" for i in range(20)]
+    assert bootstrap_interval(x, seed=2, clusters=names) == bootstrap_interval(x, seed=2)
+    assert paired_permutation_test(x, x**2, clusters=names) == paired_permutation_test(x, x**2)
+
+
+def test_a_patients_images_share_one_sign():
+    """Two patients with differences 3 (of three images) and 1: the sums 4 and 2 are as extreme in 2 of 4 patterns."""
+    a, patients = [1.0, 1.0, 1.0, 1.0], ["x", "x", "x", "y"]
+    assert paired_permutation_test(a, np.zeros(4), clusters=patients) == pytest.approx(0.5)
+    assert paired_permutation_test(a, np.zeros(4)) == pytest.approx(2 / 16)
+
+
+def test_patients_are_drawn_within_strata_with_all_their_images():
+    strata, patients = [0, 0, 1, 1, 1, 0], ["a", "a", "b", "b", "c", "c"]  # c has both
+    drawn = []
+
+    def metric(index):
+        drawn.append(sorted(index.tolist()))
+        return {"n": len(index)}
+
+    bootstrap_metric(metric, strata, resamples=5, clusters=patients)
+    assert drawn == [[0, 1, 2, 3, 4, 5]] * 5  # one patient in each of the three strata
+    ends = bootstrap_metric(lambda index: {"n": len(index)}, [0] * 6, resamples=300, clusters=["a"] * 5 + ["b"])
+    assert ends["n"] == (2, 10)
+
+
+def test_clusters_have_to_be_one_per_image():
+    with pytest.raises(UsageError, match="one value per image"):
+        bootstrap_interval([1, 2, 3], clusters=["a", "b"])
+
+
+def test_patients_of_a_table():
+    rows = pd.DataFrame({"name": ["x", "y"]})
+    assert patients_of(rows) is None
+    assert patients_of(rows.assign(patient=["a", "a"])).tolist() == ["a", "a"]

@@ -55,7 +55,7 @@ def _arms(evidence: Evidence) -> list[str]:
         word = _WORDS.get(side(row["low"], row["high"]), "not told apart")
         lines.append(
             f"Accuracy, {row['comparison']}: {row['difference']:+.1%} ({row['low']:+.1%} to {row['high']:+.1%} over "
-            f"radiographs): {word}."
+            f"patients): {word}."
         )
     for row in evidence.odds_ratios[evidence.odds_ratios["comparison"] == "both / none"].to_dict("records"):
         word = _WORDS.get(side(row["low"], row["high"], 1.0), "not told apart")

@@ -18,7 +18,7 @@ from tbkd_utils.metrics.operating import (
     operating_table,
     paired_accuracy_test,
 )
-from tbkd_utils.metrics.statistics import bootstrap_metric, paired_difference, wilson_interval
+from tbkd_utils.metrics.statistics import bootstrap_metric, paired_difference, patients_of, wilson_interval
 from tbkd_utils.systems.pneumonia.grid import BY_IMAGE, BY_PATIENT, leak_variants
 from tbkd_utils.systems.pneumonia.paper import CALLED_BEST, published_table
 
@@ -46,7 +46,8 @@ def parts_table(experiment: Experiment) -> pd.DataFrame:
 def score_rows(experiment: Experiment, variants: Sequence[Variant]) -> pd.DataFrame:
     """Measures networks on the test set at a threshold of 0.5; what is not trained is trained first.
 
-    Intervals take the radiographs for independent. A patient has several, so that they are somewhat too narrow.
+    Wilson's intervals take the radiographs for independent. A patient has several, so that they are somewhat too
+    narrow; the bootstrap draws patients.
 
     Returns:
         One row per network: condition, seed, n; accuracy, sensitivity and specificity with `_low` and `_high` (Wilson),
@@ -105,7 +106,7 @@ def arm_differences(experiment: Experiment, variants: Sequence[Variant], base: s
     """Sets every arm against one of them, on the same radiographs.
 
     Returns:
-        One row per other arm: comparison, difference (of accuracy), low, high (95% bootstrap over radiographs), p
+        One row per other arm: comparison, difference (of accuracy), low, high (95% bootstrap over patients), p
         (paired permutation test).
     """
     found = probabilities_of(experiment, variants)
@@ -123,7 +124,7 @@ def odds_ratios(experiment: Experiment, variants: Sequence[Variant], base: str =
     The focal loss alone makes answers less sure, so a factor above 1 says nothing of the correction; the ratio does.
 
     Returns:
-        One row per other arm: comparison, ratio, low, high (95% bootstrap over radiographs within class, paired).
+        One row per other arm: comparison, ratio, low, high (95% bootstrap over patients within class, paired).
     """
     found = probabilities_of(experiment, variants)
     recipe, rows = experiment.recipe, []
@@ -140,7 +141,11 @@ def odds_ratios(experiment: Experiment, variants: Sequence[Variant], base: str =
             return {"ratio": ours / theirs}
 
         ends = bootstrap_metric(
-            ratio, label, resamples=min(500, recipe.statistics.resamples), seed=recipe.statistics.statistics_seed
+            ratio,
+            label,
+            resamples=min(500, recipe.statistics.resamples),
+            seed=recipe.statistics.statistics_seed,
+            clusters=patients_of(table),
         )["ratio"]
         rows.append((f"{arm} / {base}", ratio(np.arange(len(label)))["ratio"], *ends))
     return pd.DataFrame(rows, columns=["comparison", "ratio", "low", "high"])
@@ -150,7 +155,7 @@ def ranking_rows(experiment: Experiment, variants: Sequence[Variant]) -> pd.Data
     """Sets the networks that the paper calls the best against each other one, on the same radiographs.
 
     Returns:
-        One row per pair: best, other, difference (of accuracy), low, high (95% bootstrap over radiographs), p (paired
+        One row per pair: best, other, difference (of accuracy), low, high (95% bootstrap over patients), p (paired
         permutation test); none if fewer than two networks are compared.
     """
     found = probabilities_of(experiment, variants)

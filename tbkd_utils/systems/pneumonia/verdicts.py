@@ -97,7 +97,7 @@ def _arms(evidence: Evidence) -> list[tuple]:
     rows = []
     for row in evidence.arm_differences.to_dict("records"):
         arm = row["comparison"].removesuffix(" - none")
-        here = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f} over radiographs, p {row['p']:.2g})"
+        here = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f} over patients, p {row['p']:.2g})"
         claim = f"accuracy is higher with the imbalance corrected ({arm}) than without"
         rows.append(("imbalance (ours)", claim, here, side(row["low"], row["high"])))
     for row in evidence.odds_ratios[evidence.odds_ratios["comparison"] == "both / none"].to_dict("records"):

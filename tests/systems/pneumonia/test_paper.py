@@ -84,9 +84,18 @@ def test_another_setting_is_named_with_both_values(folder: Path, setting: str, v
 def test_every_reason_is_given(folder: Path) -> None:
     network, settings = reasons(folder, "laptop")
     assert network == "the network is efficientnet_lite0, which the paper did not test"
-    for name in ("division", "division_seed", "drop_duplicates", "noise_low", "noise_high", "early_stopping_metric"):
+    names = (
+        "division",
+        "division_seed",
+        "drop_duplicates",
+        "noise_low",
+        "noise_high",
+        "epochs",
+        "early_stopping_metric",
+    )
+    for name in names:
         assert f"{name} is " in settings
-    assert settings.count(" is ") == 6
+    assert settings.count(" is ") == len(names)
 
 
 def test_a_network_that_starts_from_chance_is_not_comparable(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The tables of notebook 13, counted again by hand from the probabilities that are kept."""
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -132,6 +133,9 @@ def test_probabilities_are_the_networks_own(experiment: Experiment, arms: list[V
     np.testing.assert_allclose(found["sampler"]["probability"], expected, rtol=1e-5)
     assert found["sampler"]["name"].tolist() == list(inside.test.names)
     assert found["sampler"]["label"].tolist() == ["PNEUMONIA/" in name for name in inside.test.names]
+    patients = found["sampler"].pop("patient").tolist()
+    assert patients == list(inside.test.groups)
+    assert len(set(patients)) > 1
     pd.testing.assert_frame_equal(found["sampler"], kept(inside))
 
 
@@ -221,16 +225,16 @@ def test_arms_are_compared_on_the_same_radiographs(experiment: Experiment, arms:
     assert len({tuple(one) for one in right}) == 3  # else the rest shows nothing
     for row, own in zip(table.to_dict("records"), right[1:], strict=True):
         assert row["difference"] == pytest.approx(own.mean() - right[0].mean())
-        gained, lost = int((own > right[0]).sum()), int((own < right[0]).sum())
-        if gained + lost:  # the sign-flip test of 0 and 1 is the sign test
-            exact = stats.binomtest(gained, gained + lost).pvalue
-            assert row["p"] == pytest.approx(exact, abs=0.12)
     order = kept(within(experiment, arms[1])).index  # the network's own order, as the draws of a bootstrap need it
     own = [kept(within(experiment, one)).loc[order] for one in arms[:2]]
     values = [((rows["probability"] > 0.5) == rows["label"]).to_numpy(float) for rows in own]
-    ends = bootstrap_interval(values[1] - values[0], **experiment.recipe.resampling)
-    assert (table["low"][0], table["high"][0]) == ends
-    assert table["p"][0] == paired_permutation_test(values[1], values[0], **experiment.recipe.resampling)
+    how = experiment.recipe.resampling | {"clusters": experiment.test.groups}
+    assert (table["low"][0], table["high"][0]) == bootstrap_interval(values[1] - values[0], **how)
+    assert table["p"][0] == paired_permutation_test(values[1], values[0], **how)
+    by_patient = pd.Series(values[1] - values[0]).groupby(list(experiment.test.groups)).sum()
+    apart = by_patient[by_patient != 0].to_numpy()  # the signs of the others decide nothing
+    patterns = np.array(list(itertools.product([-1, 1], repeat=len(apart)))) @ apart
+    assert table["p"][0] == pytest.approx((np.abs(patterns) >= abs(apart.sum())).mean(), abs=0.12)
 
 
 def test_arms_without_the_base_have_no_difference(experiment: Experiment, arms: list[Variant]) -> None:

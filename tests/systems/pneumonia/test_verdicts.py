@@ -248,7 +248,7 @@ def test_sentences_hold_the_runs_numbers(drawn: Experiment) -> None:
     spread = 2 * np.std([0.9, 0.96], ddof=1)
     assert "Over 2 divisions by patient the same recipe gives 90.0% to 96.0%" in lines[1]
     assert lines[1].endswith(f"within about {spread:.1%}.")
-    assert lines[2] == "- Accuracy, sampler - none: +2.0% (+1.0% to +3.0% over radiographs): higher."
+    assert lines[2] == "- Accuracy, sampler - none: +2.0% (+1.0% to +3.0% over patients): higher."
     assert lines[4] == (
         "- Corrected twice against not at all, the factor by which the odds are too low is 3.25 times as high (1.50 to "
         "7.75): higher."
