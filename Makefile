@@ -18,7 +18,7 @@ help:
 	@echo "make app         the explorers alone, as a web page (Voila)"
 	@echo "make lint        style, types, notebooks;   make format   mends the style"
 	@echo "make notebooks   run the demo and keep its outputs in the notebooks"
-	@echo "make readme      write the README's tables of results from figures/laptop"
+	@echo "make readme      write the README's tables of results from the tables in figures/"
 	@echo "make clean       remove .venv (runs/ and figures/ stay)"
 
 venv: $(READY)
@@ -37,7 +37,7 @@ notebooks: venv
 	$(BIN)/tbkd reproduce --recipe demo --system $(SYSTEM) --jobs $(JOBS) --keep-outputs
 
 readme: venv
-	$(BIN)/python -m tbkd_utils.systems.tb.readme
+	$(BIN)/python -m tbkd_utils.systems.readme
 
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not browser"

@@ -12,11 +12,13 @@ from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.errors import RunError
 from tbkd_utils.experiments.system import named_recipe
 from tbkd_utils.localization.scores import mean_iou
-from tbkd_utils.systems.tb.readme import filled_in
+from tbkd_utils.systems.pneumonia.tables import leak_summary
+from tbkd_utils.systems.readme import filled_in
 
 ROOT = Path(__file__).resolve().parent.parent
 README = " ".join((ROOT / "README.md").read_text().split())
-LAPTOP = ROOT / "figures" / "laptop"
+FIGURES = ROOT / "figures"
+LAPTOP = FIGURES / "laptop"
 
 
 def table(name: str) -> pd.DataFrame:
@@ -26,16 +28,16 @@ def table(name: str) -> pd.DataFrame:
 def test_the_tables_are_those_of_the_committed_files() -> None:
     """`make readme` writes them; a number that was typed would be found here."""
     text = (ROOT / "README.md").read_text()
-    assert filled_in(text, LAPTOP) == text
+    assert filled_in(text, FIGURES) == text
     with pytest.raises(RunError, match="no place for the table 'seeds'"):
-        filled_in("no tables here", LAPTOP)
+        filled_in("no tables here", FIGURES)
 
 
 def test_a_number_that_was_typed_is_found() -> None:
     text = (ROOT / "README.md").read_text()
     changed = re.sub(r"(<!-- table: seeds -->.*?\| teacher \| )0\.\d+", r"\g<1>0.999", text, count=1, flags=re.DOTALL)
     assert changed != text
-    assert filled_in(changed, LAPTOP) == text
+    assert filled_in(changed, FIGURES) == text
 
 
 @pytest.mark.parametrize("row", table("table_3_seeds").to_dict("records"), ids=lambda row: f"seed {row['seed']:g}")
@@ -79,3 +81,43 @@ def test_the_blind_guess(real_data: Path) -> None:
     upper = np.array([[0, 0, recipe.pixels.crop, recipe.pixels.crop / 2]])
     assert len(truth) == 200
     assert f"has an mIOU of {mean_iou(truth, [upper] * 200):.3f} on the same 200" in README
+
+
+def pneumonia(name: str) -> pd.DataFrame:
+    return pd.read_csv(FIGURES / "pneumonia-laptop" / f"{name}.csv")
+
+
+def test_the_second_systems_parts() -> None:
+    parts = pneumonia("parts").set_index("part")
+    told = [f"{n:,}" for part in ("training", "validation", "test") for n in parts.loc[part, ["images", "patients"]]]
+    said = "{} radiographs of {} patients train, {} of {} stop the training, {} of {} others test"
+    assert said.format(*told) in README
+    larger = max(parts.loc["test", "normal"], parts.loc["test", ["bacterial", "viral"]].sum())
+    assert f"always naming the larger class is right on {larger / parts.loc['test', 'images']:.1%}" in README
+
+
+def test_the_second_systems_imbalance() -> None:
+    rows = pneumonia("arm_differences").set_index("comparison").to_dict("index")
+    said = "{difference:+.1%} ({low:+.1%} to {high:+.1%}"
+    sampler, alpha, both = (said.format(**rows[f"{arm} - none"]) for arm in ("sampler", "alpha", "both"))
+    assert f"the sampler gains {sampler} over patients)" in README
+    assert f"weights in the loss {alpha})" in README
+    p = rows["both - none"]["p"]
+    assert f"the paper's way, {both}; by a sign-flip test p {p:.2f})" in README
+    odds = pneumonia("odds_ratios").set_index("comparison").loc["both / none"]
+    assert f"{odds['ratio']:.2f} times as far too low ({odds['low']:.2f} to {odds['high']:.2f})" in README
+
+
+def test_the_second_systems_leak() -> None:
+    found = leak_summary(pneumonia("leak"))
+    assert found["n"] == 3
+    said = "{difference:+.1%} ({low:+.1%} to {high:+.1%} over three divisions)".format(**found)
+    assert said in README
+
+
+def test_where_the_second_system_looks() -> None:
+    area = pneumonia("transfer").query("where == 'NIH'").iloc[0]
+    assert f"an ROC AUC of {area['roc_auc']:.3f} ({area['low']:.3f} to {area['high']:.3f})" in README
+    assert f"the {area['pneumonia']} pneumonia boxes" in README
+    rows = pneumonia("looks_differences").query("guess == 'two constant boxes' and metric == 'score'").iloc[0]
+    assert f"mIOU {rows['difference']:+.3f} ({rows['low']:+.3f} to {rows['high']:+.3f}) against two constant" in README

@@ -1,16 +1,9 @@
-"""The tables of results in the README, made from the committed tables: `python -m tbkd_utils.systems.tb.readme`.
+"""This system's tables of results in the README, as Markdown, made from the committed tables of a run."""
 
-Each stands between the comments `<!-- table: NAME -->` and `<!-- end -->`.
-"""
-
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-
-from tbkd_utils.errors import RunError
-from tbkd_utils.runs import explained, write_text
 
 LABELS = {
     "second teacher": "control: second teacher, another seed",
@@ -72,29 +65,4 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "differences": differences_table,
     "classification": classification_table,
 }
-
-
-def filled_in(text: str, folder: Path) -> str:
-    """Returns a README with its tables made anew.
-
-    Args:
-        text: With a pair of comments for each of `TABLES`.
-        folder: Of the committed tables, `figures/laptop`.
-
-    Raises:
-        RunError: If a table has no place in the text.
-    """
-    for name, make in TABLES.items():
-        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        if len(pattern.findall(text)) != 1:
-            raise RunError(f"The README has no place for the table '{name}': expected <!-- table: {name} --> once.")
-        table = make(folder)
-        text = pattern.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)  # type: ignore[misc]
-    return text
-
-
-if __name__ == "__main__":
-    readme = Path("README.md")
-    with explained(readme):
-        content = readme.read_text(encoding="utf-8")
-    write_text(readme, filled_in(content, Path("figures/laptop")))
+"""By the name of their place in the README."""
