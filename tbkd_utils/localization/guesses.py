@@ -43,16 +43,54 @@ def upper_half(count: int, size: tuple[int, int]) -> list[Boxes]:
     return [np.array([[0, 0, size[1], size[0] / 2]], np.float32)] * count
 
 
-def lower_halves(lungs: Sequence[ArrayLike]) -> list[Boxes]:
-    """Guesses the lower half of each lung.
+def upper_halves(lungs: Sequence[ArrayLike]) -> list[Boxes]:
+    """Guesses the upper half of each lung.
 
     Args:
         lungs: The boxes of each image's lungs, n arrays (k, 4).
     """
+    return _halves(lungs, 3)
+
+
+def lower_halves(lungs: Sequence[ArrayLike]) -> list[Boxes]:
+    """Guesses the lower half of each lung; see `upper_halves`."""
+    return _halves(lungs, 1)
+
+
+def _halves(lungs: Sequence[ArrayLike], edge: int) -> list[Boxes]:
+    """Each lung cut at half its height: edge 1, the top, or 3, the bottom, moves there."""
     halves = [check_boxes(boxes, f"lungs of image {place}").copy() for place, boxes in enumerate(lungs)]
     for boxes in halves:
-        boxes[:, 1] = (boxes[:, 1] + boxes[:, 3]) / 2
+        boxes[:, edge] = (boxes[:, 1] + boxes[:, 3]) / 2
     return halves
+
+
+def best_constant_boxes(train_truths: Sequence[ArrayLike], count: int = 1) -> Boxes:
+    """Returns the boxes that fit training images best, to be guessed on every test image.
+
+    Chosen as in `constant_boxes`: the first has the highest mIOU, each further one adds the most to it. They know where
+    the finding usually is, from boxes, and nothing of a test image.
+
+    Args:
+        train_truths: Ground truth of the training images, n arrays (m, 4), m >= 1, in the pixels of the test images.
+        count: Boxes, at least 1.
+
+    Returns:
+        (count, 4), the best one first; fewer if the images have fewer.
+
+    Raises:
+        UsageError: No image, an image without box, or count below 1.
+    """
+    check_same_length(train_truths=train_truths)
+    checked = [check_truth(truth, place) for place, truth in enumerate(train_truths)]
+    _check_count(count)
+    candidates = _candidates(checked)[0]
+    chosen: list[int] = []
+    for _ in range(min(count, len(candidates))):
+        means = np.mean([_scores_beside(truth, candidates, tuple(chosen)) for truth in checked], axis=0)  # (c,)
+        means[chosen] = -1
+        chosen.append(int(means.argmax()))
+    return candidates[chosen]
 
 
 def constant_boxes(truths: Sequence[ArrayLike], groups: Sequence[Hashable], count: int = 1) -> list[Boxes]:
@@ -76,15 +114,11 @@ def constant_boxes(truths: Sequence[ArrayLike], groups: Sequence[Hashable], coun
     checked = [check_truth(truth, place) for place, truth in enumerate(truths)]
     number = {group: place for place, group in enumerate(dict.fromkeys(groups))}
     of_image = np.array([number[group] for group in groups])  # (n,)
-    owners = np.repeat(of_image, [len(truth) for truth in checked])
-    candidates = np.concatenate(checked)
-    if count < 1:
-        raise UsageError(f"count is {count}: expected at least 1 box.")
+    candidates, images = _candidates(checked)
+    owners = of_image[images]
+    _check_count(count)
     if len(number) < 2:
         raise UsageError("All images are of one patient: there is no other one to take constant boxes from.")
-    if len(candidates) > MOST_CANDIDATES:
-        kept = np.linspace(0, len(candidates) - 1, MOST_CANDIDATES).round().astype(int)
-        owners, candidates = owners[kept], candidates[kept]
     chosen: dict[int, tuple[int, ...]] = dict.fromkeys(number.values(), ())
     for _ in range(count):
         for places in set(chosen.values()):
@@ -98,16 +132,34 @@ def constant_boxes(truths: Sequence[ArrayLike], groups: Sequence[Hashable], coun
     return [candidates[list(chosen[group])] for group in of_image.tolist()]
 
 
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise UsageError(f"count is {count}: expected at least 1 box.")
+
+
+def _candidates(truths: Sequence[Boxes]) -> tuple[Boxes, np.ndarray]:
+    """All boxes (c, 4) and the image of each (c,); of more than `MOST_CANDIDATES` as many, evenly spaced."""
+    boxes, images = np.concatenate(truths), np.repeat(np.arange(len(truths)), [len(truth) for truth in truths])
+    if len(boxes) <= MOST_CANDIDATES:
+        return boxes, images
+    kept = np.linspace(0, len(boxes) - 1, MOST_CANDIDATES).round().astype(int)
+    return boxes[kept], images[kept]
+
+
+def _scores_beside(truth: Boxes, candidates: Boxes, places: tuple[int, ...]) -> np.ndarray:
+    """The score of one image for each candidate beside the chosen ones: (c,)."""
+    ious = iou_matrix(candidates, truth)  # (c, m)
+    fixed = np.broadcast_to(ious[list(places)].ravel(), (len(ious), len(places) * len(truth)))
+    return np.sort(np.concatenate([ious, fixed], axis=1), axis=1)[:, -len(truth) :].mean(axis=1)
+
+
 def _means_elsewhere(
     truths: Sequence[Boxes], groups: np.ndarray, candidates: Boxes, places: tuple[int, ...]
 ) -> np.ndarray:
     """The mIOU of each candidate beside the chosen ones on the images of all groups but one: (candidates, groups)."""
     sums = np.zeros((len(candidates), int(groups.max()) + 1))
     for truth, group in zip(truths, groups.tolist(), strict=True):
-        ious = iou_matrix(candidates, truth)  # (c, m)
-        fixed = np.broadcast_to(ious[list(places)].ravel(), (len(ious), len(places) * len(truth)))
-        best = np.sort(np.concatenate([ious, fixed], axis=1), axis=1)[:, -len(truth) :]
-        sums[:, group] += best.mean(axis=1)
+        sums[:, group] += _scores_beside(truth, candidates, places)
     counts = np.bincount(groups)
     return (sums.sum(axis=1, keepdims=True) - sums) / (counts.sum() - counts)
 

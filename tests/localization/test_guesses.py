@@ -7,7 +7,15 @@ import pandas as pd
 import pytest
 
 from tbkd_utils.errors import UsageError
-from tbkd_utils.localization.guesses import constant_boxes, guess_rows, lower_halves, upper_half, whole_image
+from tbkd_utils.localization.guesses import (
+    best_constant_boxes,
+    constant_boxes,
+    guess_rows,
+    lower_halves,
+    upper_half,
+    upper_halves,
+    whole_image,
+)
 from tbkd_utils.localization.scores import energy_inside, image_score
 from tbkd_utils.localization.tables import score_rows, summarize
 
@@ -51,6 +59,50 @@ def test_the_lower_half_of_each_lung() -> None:
     np.testing.assert_array_equal(lungs[0], kept)
     with pytest.raises(UsageError, match="lungs of image 1"):
         lower_halves([kept, [[1, 2, 3]]])
+
+
+def test_the_upper_half_of_each_lung_is_what_the_lower_one_leaves() -> None:
+    lungs = [np.array([[2, 4, 10, 20], [12, 5, 20, 20]], np.float32), np.zeros((0, 4)), [[0, 0, 8, 30]]]
+    kept = lungs[0].copy()
+    found = upper_halves(lungs)
+    assert [one.tolist() for one in found] == [[[2, 4, 10, 12], [12, 5, 20, 12.5]], [], [[0, 0, 8, 15]]]
+    for upper, lower in zip(found, lower_halves(lungs), strict=True):
+        np.testing.assert_array_equal(upper[:, 3], lower[:, 1])
+    np.testing.assert_array_equal(lungs[0], kept)
+    with pytest.raises(UsageError, match="lungs of image 1"):
+        upper_halves([kept, [[1, 2, 3]]])
+
+
+def test_the_best_constant_boxes_by_hand() -> None:
+    """Heights 10, 20, 15 and 12 as below: 12 has the mean (5/6 + 3/5 + 4/5 + 1) / 4, the highest.
+
+    Beside it, 20 lifts its own image by .4; 15 lifts two by .15 and .2, and 10 its own by 1/6.
+    """
+    truths = [[[0, 0, 10, height]] for height in (10, 20, 15, 12)]
+    assert best_constant_boxes(truths).tolist() == [[0, 0, 10, 12]]
+    assert best_constant_boxes(truths, 2).tolist() == [[0, 0, 10, 12], [0, 0, 10, 20]]
+    assert len(best_constant_boxes(truths, 9)) == 4
+    assert best_constant_boxes(truths).dtype == np.float32
+
+
+def test_constant_boxes_of_a_new_patient_are_the_best_of_the_others(cohort) -> None:
+    truths, groups = cohort
+    others = [truth for truth, group in zip(truths, groups, strict=True) if group != "d"]
+    (own,) = [boxes for boxes, group in zip(constant_boxes(truths, groups, 2), groups, strict=True) if group == "d"]
+    np.testing.assert_array_equal(best_constant_boxes(others, 2), own)
+
+
+@pytest.mark.parametrize(
+    ("truths", "count", "said"),
+    [
+        ([], 1, "at least one"),
+        ([[[0, 0, 1, 1]], np.zeros((0, 4))], 1, "of image 1"),
+        ([[[0, 0, 1, 1]]], 0, "count is 0"),
+    ],
+)
+def test_no_best_constant_box_of_nothing(truths, count: int, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        best_constant_boxes(truths, count)
 
 
 def test_constant_boxes_by_hand() -> None:
