@@ -208,12 +208,12 @@ class Localization:
     @cached_property
     def miou(self) -> float:
         """The paper's mIOU, under the recipe's `no_prediction` and `average`."""
-        return mean_iou(self.samples.boxes, self.boxes, **_averaging(self.experiment))
+        return mean_iou(self.samples.boxes, self.boxes, **averaging(self.experiment))
 
     @cached_property
     def scores(self) -> pd.DataFrame:
         """Every metric at the recipe's threshold with its interval: metric, mean, low, high, n."""
-        return summarize(self.rows, **self.experiment.recipe.resampling, **_averaging(self.experiment))
+        return summarize(self.rows, **self.experiment.recipe.resampling, **averaging(self.experiment))
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -387,6 +387,7 @@ def _scored(experiment: Experiment, trained: TrainedNetwork) -> Samples:
     return experiment.test.subset(np.flatnonzero(chosen))
 
 
-def _averaging(experiment: Experiment) -> dict[str, Any]:
+def averaging(experiment: Experiment) -> dict[str, Any]:
+    """Returns how the recipe averages the paper's score, as `tables.summarize` takes it."""
     scores = experiment.recipe.scores
     return {"no_prediction": scores.no_prediction, "average": scores.average}

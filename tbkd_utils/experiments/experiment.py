@@ -310,6 +310,12 @@ class Experiment:
         return self._once(f"full train at {scale}", SAMPLES, lambda: self._full_train(scale))
 
     @property
+    def full_train_as_tested(self) -> "Samples":
+        """The training set with its validation split, at the scale of evaluation."""
+        scale = self.recipe.evaluation_scale
+        return self._once(f"full train at {scale}", SAMPLES, lambda: self._full_train(scale))
+
+    @property
     def held_out(self) -> "Samples":
         """The validation split at the scale of evaluation, from which settings may be chosen without the test set.
 
