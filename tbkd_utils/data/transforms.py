@@ -7,17 +7,19 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms import RandAugment
 
-from tbkd_utils.data.augmentations import nine
+from tbkd_utils.data.augmentations import Rectangle, nine
 from tbkd_utils.data.seeding import torch_seeded
 from tbkd_utils.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LARGEST_ASPECT = 1.25  # of a random part; the smallest is its reciprocal
 
 Augment = Callable[[np.ndarray, np.ndarray | None, int], tuple[np.ndarray, np.ndarray | None]]
 """Image uint8 (H, W), its mask uint8 (H, W) or None, and a seed, to both augmented alike."""
@@ -68,6 +70,62 @@ def rand_augment(
         return np.asarray(_rand_augment(operations, magnitude)(Image.fromarray(image))), None
 
 
+def crops(
+    image: np.ndarray, mask: np.ndarray | None, seed: int, *, least: float, operations: int, magnitude: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Takes a random part of the image at the image's size, mirrored in half of the cases; then RandAugment.
+
+    Args:
+        image: uint8 (H, W).
+        mask: uint8 (H, W), cropped and mirrored as the image is (each pixel the nearest one); or None.
+        seed: Seed of every random choice; use `stable_seed(seed, epoch, sample)`.
+        least: Least share of the area that is kept, above 0 to 1; see `draw_part`.
+        operations: RandAugment's, after the crop; 0 for images with masks.
+        magnitude: RandAugment's, 0 to 30.
+
+    Returns:
+        uint8, same shape; and the mask.
+
+    Raises:
+        UsageError: If the share is out of range, or there are a mask and operations, which would not move it.
+    """
+    if not 0 < least <= 1:
+        raise UsageError(f"The least share of the area must lie above 0 and at most at 1; got {least}.")
+    rng, shape = np.random.default_rng(seed), (image.shape[0], image.shape[1])
+    part, mirrored = draw_part(rng, shape, least), bool(rng.random() < 0.5)
+    image = _enlarged(image, part, mirrored, cv2.INTER_LINEAR)
+    mask = None if mask is None else _enlarged(mask, part, mirrored, cv2.INTER_NEAREST)
+    return rand_augment(image, mask, seed, operations=operations, magnitude=magnitude)
+
+
+def draw_part(rng: np.random.Generator, shape: tuple[int, int], least: float) -> Rectangle:
+    """Draws a rectangle within an image: its share of the area uniform, its aspect log-uniform in [0.8, 1.25].
+
+    The aspect is that of the shares of width and height. A side that would exceed the image's is the image's.
+
+    Args:
+        rng: Where the random numbers come from, four of them.
+        shape: Height and width of the image, in pixels.
+        least: Least share of the area; the largest is 1.
+
+    Returns:
+        Top, left, height and width, in pixels, inside the image.
+    """
+    share, aspect = rng.uniform(least, 1), np.exp(rng.uniform(-np.log(LARGEST_ASPECT), np.log(LARGEST_ASPECT)))
+    shares = np.sqrt([share / aspect, share * aspect])
+    height, width = (max(1, min(side, round(side * part))) for side, part in zip(shape, shares.tolist(), strict=True))
+    top, left = (int(rng.random() * (side - kept + 1)) for side, kept in zip(shape, (height, width), strict=True))
+    return top, left, height, width
+
+
+def _enlarged(image: np.ndarray, part: Rectangle, mirrored: bool, interpolation: int) -> np.ndarray:
+    """A part of an image at the image's size; mirrored left to right if asked for."""
+    top, left, height, width = part
+    cut = np.ascontiguousarray(image[top : top + height, left : left + width])
+    large = cv2.resize(cut, image.shape[1::-1], interpolation=interpolation)
+    return np.ascontiguousarray(large[:, ::-1]) if mirrored else large
+
+
 class _RandAugment(RandAugment):
     """torchvision's, which lists its operations and their magnitudes anew for every image; this one remembers."""
 
@@ -77,6 +135,12 @@ class _RandAugment(RandAugment):
 AUGMENTATIONS: dict[str, Callable[[Mapping[str, Any]], Augment]] = {
     "randaugment": lambda settings: functools.partial(
         rand_augment, operations=settings["randaugment_ops"], magnitude=settings["randaugment_magnitude"]
+    ),
+    "crops": lambda settings: functools.partial(
+        crops,
+        least=settings["crop_scale"],
+        operations=settings["randaugment_ops"],
+        magnitude=settings["randaugment_magnitude"],
     ),
     "nine": lambda settings: functools.partial(nine, noise=(settings["noise_low"], settings["noise_high"])),
 }

@@ -143,9 +143,14 @@ class Training(Settings):
     )
     head: str = Field("linear", description="what replaces the network's last layer: linear, or mlp of three layers")
     seed: int = Field(42, ge=0, le=2**31, description="seed of the last layer's initial weights, and of nothing else")
-    augmentation: str = Field("randaugment", description="randaugment, or nine (shifts, contrast, noise, blur, holes)")
+    augmentation: str = Field(
+        "randaugment",
+        description="randaugment, crops (random parts, mirrored, then RandAugment), or nine (shifts, contrast, noise, "
+        "blur, holes)",
+    )
     randaugment_ops: int = Field(2, ge=0, description="RandAugment: operations per image; 0 switches it off")
     randaugment_magnitude: int = Field(9, ge=0, le=30, description="RandAugment: magnitude, of 30")
+    crop_scale: float = Field(0.5, gt=0, le=1, description="crops: least share of the area that a random part keeps")
     noise_low: float = Field(0.2, ge=0, le=1, description="nine: least standard deviation of noise, share of white")
     noise_high: float = Field(0.44, ge=0, le=1, description="nine: largest standard deviation of the noise")
     balance: Literal["none", "sampler", "alpha", "both"] = Field(

@@ -123,7 +123,8 @@ def _fit(experiment: Experiment, role: str, run: Run, progress: bool) -> None:
     recipe, network = experiment.recipe, find_network(experiment.network_of(role), experiment.recipe.training.head)
     training, learns_from = recipe.training, experiment.role(role).teacher
     teacher = _teacher(experiment, learns_from, progress) if learns_from is not None else None
-    if training.augmentation == "randaugment" and training.randaugment_ops and experiment.train.masks is not None:
+    moves_no_mask = training.augmentation in ("randaugment", "crops") and training.randaugment_ops
+    if moves_no_mask and experiment.train.masks is not None:
         raise SettingsError(
             "RandAugment moves pixels and not their masks: set randaugment_ops to 0 for radiographs with masks."
         )
