@@ -73,7 +73,7 @@ class BlindGuesses:
     def line(self) -> tuple[str, float]:
         """The best box-free guess and its mIOU, as figures draw it."""
         summary = summarize(self.of(self.best), resamples=1, **averaging(self.experiment)).set_index("metric")
-        return self.best, float(summary.loc["score", "mean"])
+        return self.best, float(summary["mean"]["score"])
 
 
 def blind_guesses(experiment: Experiment) -> BlindGuesses:
@@ -110,7 +110,7 @@ def blind_table(guesses: BlindGuesses, networks: Mapping[str, Localization] | No
         ends = ["mean", "low", "high"]
         kind = "network" if networks and name in networks else guesses.kind(name)
         score, matched = summary.loc["score", ends], summary.loc["matched", ends]
-        lines.append((name, kind, *score, *matched, summary.loc["n_pred", "mean"], int(summary.loc["score", "n"])))
+        lines.append((name, kind, *score, *matched, summary.loc["n_pred", "mean"], int(summary["n"]["score"])))
     columns = [
         "guess_or_network",
         "kind",

@@ -11,15 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "boxes": ["boxes_from_heatmap"],
-        "guesses": [
-            "best_constant_boxes",
-            "constant_boxes",
-            "guess_rows",
-            "lower_halves",
-            "upper_half",
-            "upper_halves",
-            "whole_image",
-        ],
         "heatmaps": ["compute_heatmaps", "flipped", "fused", "grad_cam", "multi_scale", "upsample"],
         "lungs": ["find_lungs", "mean_chest"],
         "scores": ["energy_inside", "iou_matrix", "mean_iou"],
