@@ -178,8 +178,9 @@ def test_every_preset_builds_and_keeps_the_method(name: str) -> None:
     recipe = named_recipe(name, "pneumonia")
     assert isinstance(recipe, PneumoniaRecipe)
     common = {"head": "mlp", "balance": "both", "augmentation": "nine", "aspect": "squash", "focal_gamma": 2.0,
-              "weight_decay": 1e-4, "patience": 3, "early_stopping_on": "validation", "drop_last": True}  # fmt: skip
+              "weight_decay": 1e-4, "early_stopping_on": "validation", "drop_last": True}  # fmt: skip
     assert {key: recipe.flat()[key] for key in common} == common
+    assert recipe.training.patience == (recipe.training.epochs if name == "demo" else 3)
 
 
 def test_the_laptops_recipe_is_the_honest_one_on_real_radiographs() -> None:

@@ -1,0 +1,111 @@
+"""Blind guesses of an experiment: what they are made from, what chooses the best, and what a network is set against."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tbkd_utils.errors import UsageError
+from tbkd_utils.experiments import guesses as module
+from tbkd_utils.experiments.evaluation import Localization, localization
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.guesses import BlindGuesses, blind_guesses, blind_table, minus_best_guess
+from tbkd_utils.experiments.trained import train
+from tbkd_utils.localization.boxes import boxes_from_json
+from tbkd_utils.localization.lungs import find_lungs, mean_chest
+from tbkd_utils.localization.scores import mean_iou
+
+NAMES = [
+    "whole image",
+    "upper half of the image",
+    "one constant box",
+    "two constant boxes",
+    "upper halves of the lungs",
+]
+
+
+@pytest.fixture(scope="module")
+def guesses(smoke: Experiment) -> BlindGuesses:
+    return blind_guesses(smoke)
+
+
+@pytest.fixture(scope="module")
+def student(smoke: Experiment) -> Localization:
+    return localization(smoke, train(smoke, "student"))
+
+
+def boxed(smoke: Experiment) -> list[int]:
+    return [place for place, boxes in enumerate(smoke.test.boxes) if len(boxes)]
+
+
+def test_every_guess_is_scored_on_every_radiograph_with_a_box(guesses: BlindGuesses, smoke: Experiment) -> None:
+    assert list(dict.fromkeys(guesses.rows["guess"])) == NAMES
+    names = [smoke.test.names[place] for place in boxed(smoke)]
+    assert all(guesses.of(guess)["name"].tolist() == names for guess in NAMES)
+    truth = [smoke.test.boxes[place] for place in boxed(smoke)]
+    height, width = smoke.test.size
+    upper = [np.array([[0, 0, width, height / 2]])] * len(truth)
+    assert guesses.of("upper half of the image")["score"].mean() == pytest.approx(mean_iou(truth, upper))
+
+
+def test_lungs_are_found_by_the_mean_chest_of_training_radiographs(guesses: BlindGuesses, smoke: Experiment) -> None:
+    mean = mean_chest([np.array(image) for image in smoke.full_train.pixels])
+    place = boxed(smoke)[0]
+    found = find_lungs(np.array(smoke.test.pixels[place]), mean)
+    halves = found.boxes.copy()
+    halves[:, 3] = (halves[:, 1] + halves[:, 3]) / 2
+    drawn = boxes_from_json(guesses.of("upper halves of the lungs")["boxes"][0])
+    np.testing.assert_allclose(drawn, halves, atol=1e-3)
+    row = guesses.lungs.iloc[0]
+    assert (row["name"], row["fallback"]) == (smoke.test.names[place], found.fallback)
+    assert row["confidence"] == pytest.approx(found.confidence)
+
+
+def test_constant_boxes_are_training_boxes(guesses: BlindGuesses, smoke: Experiment) -> None:
+    theirs = {tuple(np.round(box, 2)) for boxes in smoke.full_train.boxes for box in boxes.tolist()}
+    for guess, count in (("one constant box", 1), ("two constant boxes", 2)):
+        assert guesses.of(guess)["boxes"].nunique() == 1
+        drawn = boxes_from_json(guesses.of(guess)["boxes"][0])
+        assert len(drawn) == count
+        assert {tuple(np.round(box, 2)) for box in drawn.tolist()} <= theirs
+        assert guesses.kind(guess) == "guess from training boxes"
+
+
+def test_training_boxes_choose_the_best_box_free_guess(guesses: BlindGuesses) -> None:
+    means = guesses.training.groupby("guess")["score"].mean()
+    assert set(means.index) == {"whole image", "upper half of the image", "upper halves of the lungs"}
+    assert guesses.best == means.idxmax()
+    assert guesses.kind(guesses.best) == "best box-free guess"
+    assert guesses.line == (guesses.best, pytest.approx(guesses.of(guesses.best)["score"].mean()))
+    none = BlindGuesses(guesses.rows, guesses.training.iloc[:0], guesses.lungs, guesses.experiment)
+    assert none.best == "upper halves of the lungs"
+
+
+def test_what_was_found_is_kept(guesses: BlindGuesses, smoke: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_lungs", None)
+    monkeypatch.setattr(module, "mean_chest", None)
+    pd.testing.assert_frame_equal(blind_guesses(smoke).rows, guesses.rows)
+
+
+def test_guesses_and_networks_stand_in_one_table(guesses: BlindGuesses, student: Localization) -> None:
+    table = blind_table(guesses, {"student": student}).set_index("guess_or_network")
+    assert table.index.tolist() == [*NAMES, "student"]
+    assert table.loc["student", "kind"] == "network"
+    assert table.loc["student", "miou"] == pytest.approx(student.miou)
+    assert table.loc["two constant boxes", "boxes"] == 2
+    assert (table["low"] <= table["miou"]).all()
+    assert (table["miou"] <= table["high"]).all()
+
+
+def test_a_network_is_set_against_the_best_guess(guesses: BlindGuesses, student: Localization) -> None:
+    table = minus_best_guess(guesses, student).set_index("metric")
+    for metric in ("score", "matched"):
+        apart = student.rows[metric].to_numpy() - guesses.of(guesses.best)[metric].to_numpy()
+        row = table.loc[metric]
+        assert row["difference"] == pytest.approx(apart.mean())
+        assert row["low"] <= row["difference"] <= row["high"]
+        assert 0 < row["p"] <= 1
+
+
+def test_an_unknown_guess_is_named(guesses: BlindGuesses) -> None:
+    with pytest.raises(UsageError, match="no blind guess 'lungs': expected whole image"):
+        guesses.of("lungs")
