@@ -157,6 +157,9 @@ class Training(Settings):
         "none", description="what corrects unequal classes: drawing them evenly, weights in the loss (focal), both"
     )
     drop_last: bool = Field(False, description="leave out a last batch that is not full")
+    frozen_stages: int = Field(
+        0, ge=0, description="first stages of the network, the stem counting as one, that stay as pretrained; 0: none"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="Adam's learning rate")
     weight_decay: float = Field(1e-4, ge=0, description="Adam's weight decay")
     batch_size: int = Field(64, ge=1, description="radiographs per step")

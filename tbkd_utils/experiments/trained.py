@@ -23,7 +23,7 @@ from tbkd_utils.experiments.system import SYSTEMS, Task, find_system, named_reci
 from tbkd_utils.localization.boxes import minimum_area
 from tbkd_utils.models.devices import compute_device
 from tbkd_utils.models.losses import build_loss
-from tbkd_utils.models.networks import Network, build_network, find_network
+from tbkd_utils.models.networks import Network, build_network, early_layers, find_network
 from tbkd_utils.models.options import TrainingOptions
 from tbkd_utils.runs import DONE, HISTORY, Run, read_json, read_tensors, write_json
 
@@ -122,6 +122,7 @@ def _fit(experiment: Experiment, role: str, run: Run, progress: bool) -> None:
 
     recipe, network = experiment.recipe, find_network(experiment.network_of(role), experiment.recipe.training.head)
     training, learns_from = recipe.training, experiment.role(role).teacher
+    frozen = early_layers(experiment.network_of(role), training.frozen_stages)  # before a teacher is trained for it
     teacher = _teacher(experiment, learns_from, progress) if learns_from is not None else None
     moves_no_mask = training.augmentation in ("randaugment", "crops") and training.randaugment_ops
     if moves_no_mask and experiment.train.masks is not None:
@@ -131,7 +132,7 @@ def _fit(experiment: Experiment, role: str, run: Run, progress: bool) -> None:
     validation = experiment.validation
     fit(
         run,
-        training_options(recipe, network),
+        dataclasses.replace(training_options(recipe, network), frozen=frozen),
         _start(experiment, role),
         build_loss(experiment.role(role).loss, recipe.flat() | {"class_counts": experiment.class_counts}),
         lambda epoch: training_loader(
@@ -148,8 +149,8 @@ def _fit(experiment: Experiment, role: str, run: Run, progress: bool) -> None:
 
 
 def training_options(recipe: Recipe, network: Network) -> TrainingOptions:
-    """Returns the recipe's values for the training loop."""
-    known = {field.name for field in dataclasses.fields(TrainingOptions)} - {"mean", "std"}
+    """Returns the recipe's values for the training loop, with no layer frozen."""
+    known = {field.name for field in dataclasses.fields(TrainingOptions)} - {"mean", "std", "frozen"}
     flat = recipe.flat("training", "distillation", "execution", "data")
     return TrainingOptions(**{key: flat[key] for key in known}, mean=network.mean, std=network.std)
 

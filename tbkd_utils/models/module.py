@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import numpy as np
@@ -41,6 +41,7 @@ class TrainingModule(L.LightningModule):
         self.options, self.loss = options, loss
         self.memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self.memory_format)
+        self._frozen = tuple(self.model.get_submodule(name).requires_grad_(False) for name in options.frozen)
         # In a tuple, so that the teacher is no submodule: neither trained nor stored in checkpoints.
         self._teacher = (teacher.to(memory_format=self.memory_format).requires_grad_(False),) if teacher else ()
         self.rows: list[dict[str, Any]] = []
@@ -49,10 +50,19 @@ class TrainingModule(L.LightningModule):
         self._began = 0.0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam with default betas (section 3.2.2)."""
-        return torch.optim.Adam(
-            self.model.parameters(), lr=self.options.learning_rate, weight_decay=self.options.weight_decay
-        )
+        """Adam with default betas (section 3.2.2), of what is not frozen."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        return torch.optim.Adam(trained, lr=self.options.learning_rate, weight_decay=self.options.weight_decay)
+
+    def train(self, mode: bool = True) -> Self:
+        """Changes the mode of everything but the frozen layers, which stay in evaluation mode."""
+        super().train(mode)
+        self._keep_frozen()
+        return self
+
+    def _keep_frozen(self) -> None:
+        for layer in self._frozen:
+            layer.eval()
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Standardizes on the device: uint8 (b, H, W) travels, float32 (b, 3, H, W) is used."""
@@ -67,6 +77,7 @@ class TrainingModule(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Starts the sums of an epoch."""
+        self._keep_frozen()  # whoever changed the mode of the network alone
         self._sums, self._began = {}, time.perf_counter()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

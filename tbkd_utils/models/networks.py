@@ -43,6 +43,8 @@ class Network:
         pretrained: Name of weights to a function that gets them, as a state dict whose keys are the module's.
         mean: Per channel, subtracted from pixels in [0, 1].
         std: Per channel, the divisor after that.
+        stages: Dotted names of the layers of each stage, in the order of the forward pass, the stem first: what can be
+            frozen from the front. Empty if none are declared.
     """
 
     build: Callable[[int], nn.Module]
@@ -55,6 +57,7 @@ class Network:
     pretrained: Mapping[str, Callable[[], State]] = field(default_factory=dict, repr=False)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    stages: tuple[tuple[str, ...], ...] = ()
 
 
 def _mlp(features: int, outputs: int) -> nn.Module:
@@ -125,6 +128,22 @@ def find_network(name: str, head: str = "linear") -> Network:
     if not network.head:
         raise ModelError(f"The network '{name}' makes its own last layers, so it takes no head '{head}'.")
     return dataclasses.replace(network, pooled_linear=False)
+
+
+def early_layers(name: str, count: int) -> tuple[str, ...]:
+    """Returns the dotted names of the layers of a network's first stages, the stem counting as one.
+
+    Args:
+        name: A key of `NETWORKS`.
+        count: How many stages, at least 0.
+
+    Raises:
+        ModelError: If there is no network of this name, or it declares fewer stages.
+    """
+    stages = find_network(name).stages
+    if not 0 <= count <= len(stages):
+        raise ModelError(f"The network '{name}' has {len(stages)} stages that can be frozen, not {count}.")
+    return tuple(layer for stage in stages[:count] for layer in stage)
 
 
 def _pretrained(name: str, network: Network, weights: str) -> State | None:
@@ -230,9 +249,23 @@ def _from_torchvision(name: str, head: str, features: str, versions: tuple[str, 
     )
 
 
+def _numbered(name: str, count: int) -> tuple[tuple[str, ...], ...]:
+    """Stages that are the children of one layer, each of one layer."""
+    return tuple((f"{name}.{number}",) for number in range(count))
+
+
+_RESNET_STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
+_DENSENET_STAGES = (
+    ("features.conv0", "features.norm0"),
+    *((f"features.denseblock{number}", f"features.transition{number}") for number in (1, 2, 3)),
+    ("features.denseblock4", "features.norm5"),
+)
+
 NETWORKS: dict[str, Network] = {
     **{
-        name: _from_torchvision(name, "fc", "layer4", ("v1", "v2") if deep else ("v1",), pooled_linear=True)
+        name: _from_torchvision(
+            name, "fc", "layer4", ("v1", "v2") if deep else ("v1",), pooled_linear=True, stages=_RESNET_STAGES
+        )
         for name, deep in (
             ("resnet18", False),
             ("resnet34", False),
@@ -247,11 +280,25 @@ NETWORKS: dict[str, Network] = {
         "bn2",
         pooled_linear=True,
         pretrained={"imagenet": _packaged_lite0},
+        stages=(("conv_stem", "bn1"), *_numbered("blocks", 7)),
     ),
-    "densenet121": _from_torchvision("densenet121", "classifier", "features", rectified=True, pooled_linear=True),
-    "efficientnet_b0": _from_torchvision("efficientnet_b0", "classifier.1", "features", pooled_linear=True),
-    "mobilenet_v2": _from_torchvision("mobilenet_v2", "classifier.1", "features", ("v1", "v2"), pooled_linear=True),
-    "mobilenet_v3_large": _from_torchvision("mobilenet_v3_large", "classifier.3", "features", ("v1", "v2")),
+    "densenet121": _from_torchvision(
+        "densenet121", "classifier", "features", rectified=True, pooled_linear=True, stages=_DENSENET_STAGES
+    ),
+    "efficientnet_b0": _from_torchvision(
+        "efficientnet_b0", "classifier.1", "features", pooled_linear=True, stages=_numbered("features", 9)
+    ),
+    "mobilenet_v2": _from_torchvision(
+        "mobilenet_v2",
+        "classifier.1",
+        "features",
+        ("v1", "v2"),
+        pooled_linear=True,
+        stages=_numbered("features", 19),
+    ),
+    "mobilenet_v3_large": _from_torchvision(
+        "mobilenet_v3_large", "classifier.3", "features", ("v1", "v2"), stages=_numbered("features", 17)
+    ),
     "vit_b_16": _from_torchvision(
         "vit_b_16", "heads.head", "encoder.layers.encoder_layer_11.ln_1", layout="tokens", prefix_tokens=1
     ),
@@ -262,6 +309,7 @@ NETWORKS: dict[str, Network] = {
         layout="nhwc",
         pooled_linear=True,
         pretrained={"imagenet": functools.partial(_timm, "swin_tiny_patch4_window7_224")},
+        stages=(("patch_embed",), *_numbered("layers", 4)),
     ),
 }
 """Every network by name. ResNets and those after EfficientNet-Lite0 are torchvision's, whose weights the papers used;

@@ -25,6 +25,7 @@ class TrainingOptions:
         teacher_mode: Batch norm of a frozen teacher, `eval` or `train`.
         mean: Per channel, subtracted from pixels in [0, 1].
         std: Per channel, the divisor after that.
+        frozen: Dotted names of layers that neither train nor move their batch-norm statistics.
     """
 
     learning_rate: float = 1e-3
@@ -41,3 +42,4 @@ class TrainingOptions:
     teacher_mode: str = "eval"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    frozen: tuple[str, ...] = ()

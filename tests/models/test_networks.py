@@ -15,7 +15,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
 from tbkd_utils.errors import ModelError, TbkdError
-from tbkd_utils.models.networks import NETWORKS, Network, build_network, find_network
+from tbkd_utils.models.networks import NETWORKS, Network, build_network, early_layers, find_network
 
 LITE = "efficientnet_lite0"
 HEADS = {"resnet18": "fc", LITE: "classifier"}
@@ -473,3 +473,34 @@ def test_every_global_generator_is_left_as_it_was_by_three_layers() -> None:
     before = torch.random.get_rng_state()
     build_network("resnet18", 2, "none", 0, "mlp")
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# -------------------------------------------------------------------------------------------------------------- stages
+
+
+@pytest.mark.parametrize("name", ["resnet18", LITE])
+def test_stages_are_in_order_and_hold_every_weight_before_the_features(name):
+    layers = early_layers(name, len(NETWORKS[name].stages))
+    model = build_network(name, 2, "none", 0)
+    held = [f"{layer}.{key}" for layer in layers for key, _ in model.get_submodule(layer).named_parameters()]
+    every = [key for key, _ in model.named_parameters()]
+    assert held == every[: len(held)]
+    assert {key.split(".")[0] for key in every[len(held) :]} <= {HEADS[name], "conv_head", "bn2"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if network.stages])
+def test_declared_stages_exist(name):
+    network = NETWORKS[name]
+    model = network.build(2)
+    for layer in early_layers(name, len(network.stages)):
+        assert isinstance(model.get_submodule(layer), nn.Module)
+
+
+def test_more_stages_than_there_are_is_an_error():
+    assert early_layers(LITE, 0) == ()
+    assert early_layers(LITE, 2) == ("conv_stem", "bn1", "blocks.0")
+    with pytest.raises(ModelError, match="'efficientnet_lite0' has 8 stages that can be frozen, not 9"):
+        early_layers(LITE, 9)
+    with pytest.raises(ModelError, match="'vit_b_16' has 0 stages"):
+        early_layers("vit_b_16", 1)
