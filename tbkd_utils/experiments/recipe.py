@@ -161,6 +161,9 @@ class Training(Settings):
         0, ge=0, description="first stages of the network, the stem counting as one, that stay as pretrained; 0: none"
     )
     learning_rate: float = Field(1e-3, gt=0, description="Adam's learning rate")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="learning rate: constant, or rising for 5% of the steps and then a cosine to 0"
+    )
     weight_decay: float = Field(1e-4, ge=0, description="Adam's weight decay")
     batch_size: int = Field(64, ge=1, description="radiographs per step")
     epochs: int = Field(100, ge=1, description="largest number of epochs")

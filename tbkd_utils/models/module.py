@@ -13,7 +13,7 @@ from tbkd_utils.data.seeding import stable_seed
 from tbkd_utils.data.transforms import standardize
 from tbkd_utils.errors import ModelError
 from tbkd_utils.models.losses import Loss, Outputs, logits_of
-from tbkd_utils.models.options import TrainingOptions
+from tbkd_utils.models.options import TrainingOptions, learning_rate_factor
 
 LOSS = "validation_loss"
 ACCURACY = "validation_accuracy"
@@ -81,8 +81,13 @@ class TrainingModule(L.LightningModule):
         self._sums, self._began = {}, time.perf_counter()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seeds what a network draws in its forward pass (dropout), by epoch and batch."""
+        """Seeds what a network draws in its forward pass (dropout), by epoch and batch; sets the learning rate."""
         torch.manual_seed(stable_seed("forward", self.options.data_seed, self.current_epoch, batch_idx))
+        if self.options.schedule == "cosine":
+            steps = self.options.epochs * int(self.trainer.num_training_batches)
+            factor = learning_rate_factor(self.trainer.global_step, steps)
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] = self.options.learning_rate * factor
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """Returns the mean loss of a batch."""

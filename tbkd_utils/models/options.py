@@ -1,5 +1,6 @@
 """How a network is trained, as plain values."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,7 @@ class TrainingOptions:
         teacher_mode: Batch norm of a frozen teacher, `eval` or `train`.
         mean: Per channel, subtracted from pixels in [0, 1].
         std: Per channel, the divisor after that.
+        schedule: `constant`, or `cosine`: see `learning_rate_factor`.
         frozen: Dotted names of layers that neither train nor move their batch-norm statistics.
     """
 
@@ -42,4 +44,28 @@ class TrainingOptions:
     teacher_mode: str = "eval"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    schedule: Literal["constant", "cosine"] = "constant"
     frozen: tuple[str, ...] = ()
+
+
+WARM_UP = 0.05
+"""Share of the steps in which the learning rate of a `cosine` schedule rises."""
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Returns the share of the learning rate at a step of a `cosine` schedule.
+
+    It rises in a straight line over the first steps (`WARM_UP`), reaches 1, and falls along half a cosine to 0 at the
+    end. A function of the step alone, so a resumed training goes on as if nothing had happened.
+
+    Args:
+        step: How many steps were taken before, from 0 to steps - 1.
+        steps: Steps of the whole training, at its largest number of epochs.
+
+    Returns:
+        Above 0, at most 1.
+    """
+    warm = int(WARM_UP * steps)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    return (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1))) / 2

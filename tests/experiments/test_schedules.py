@@ -1,5 +1,6 @@
-"""What a training may be told beyond the paper: which stages stay as they are."""
+"""What a training may be told beyond the paper: which stages stay as they are, and a learning rate that falls."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,11 @@ from tbkd_utils.experiments.trained import TrainedNetwork, train
 from tbkd_utils.models.losses import build_loss
 from tbkd_utils.models.module import TrainingModule
 from tbkd_utils.models.networks import build_network, early_layers
-from tbkd_utils.models.options import TrainingOptions
+from tbkd_utils.models.options import TrainingOptions, learning_rate_factor
 from tbkd_utils.runs import file_sha256, read_tensors
 
 LITE = "efficientnet_lite0"
-SETTINGS = {"frozen_stages": 4, "epochs": 2}
+SETTINGS = {"frozen_stages": 4, "schedule": "cosine", "epochs": 2}
 
 
 def small(out: Path) -> Experiment:
@@ -93,3 +94,28 @@ def test_an_interrupted_training_resumes_to_the_same_bits(
         with pytest.raises(OSError, match="power cut"):
             train(small(tmp_path), "teacher")
     assert outcome(train(small(tmp_path), "teacher")) == outcome(teacher)
+
+
+def test_the_learning_rate_rises_and_then_falls_along_a_cosine_to_zero() -> None:
+    factors = [learning_rate_factor(step, 100) for step in range(100)]
+    assert factors[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1])
+    assert learning_rate_factor(52, 99) == pytest.approx(0.5, abs=0.02)
+    assert all(later < earlier for earlier, later in pairwise(factors[5:]))
+    assert 0 < factors[-1] < 0.001
+    assert learning_rate_factor(100, 100) == pytest.approx(0)
+    assert [learning_rate_factor(step, 2) for step in range(2)] == pytest.approx([1, 0.5])
+    assert learning_rate_factor(0, 1) == 1
+
+
+def test_a_training_takes_the_scheduled_learning_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, rates = TrainingModule.training_step, []
+
+    def watched(self: TrainingModule, batch: object, index: int) -> torch.Tensor:
+        rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return step(self, batch, index)
+
+    monkeypatch.setattr(TrainingModule, "training_step", watched)
+    training = train(small(tmp_path), "teacher").recipe.training
+    factors = [learning_rate_factor(step, len(rates)) for step in range(len(rates))]
+    assert len(rates) >= 2
+    assert rates == pytest.approx([training.learning_rate * factor for factor in factors])
