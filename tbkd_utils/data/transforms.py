@@ -20,6 +20,8 @@ from tbkd_utils.errors import UsageError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LARGEST_ASPECT = 1.25  # of a random part; the smallest is its reciprocal
+MOVING = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
+"""RandAugment's operations that move pixels, and so would have to move a mask too."""
 
 Augment = Callable[[np.ndarray, np.ndarray | None, int], tuple[np.ndarray, np.ndarray | None]]
 """Image uint8 (H, W), its mask uint8 (H, W) or None, and a seed, to both augmented alike."""
@@ -75,27 +77,35 @@ def crops(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Takes a random part of the image at the image's size, mirrored in half of the cases; then RandAugment.
 
+    An image with a mask gets only those of RandAugment's operations that change gray levels and move no pixel: without
+    those in `MOVING`.
+
     Args:
         image: uint8 (H, W).
         mask: uint8 (H, W), cropped and mirrored as the image is (each pixel the nearest one); or None.
         seed: Seed of every random choice; use `stable_seed(seed, epoch, sample)`.
         least: Least share of the area that is kept, above 0 to 1; see `draw_part`.
-        operations: RandAugment's, after the crop; 0 for images with masks.
+        operations: RandAugment's, after the crop.
         magnitude: RandAugment's, 0 to 30.
 
     Returns:
         uint8, same shape; and the mask.
 
     Raises:
-        UsageError: If the share is out of range, or there are a mask and operations, which would not move it.
+        UsageError: If the share is out of range.
     """
     if not 0 < least <= 1:
         raise UsageError(f"The least share of the area must lie above 0 and at most at 1; got {least}.")
     rng, shape = np.random.default_rng(seed), (image.shape[0], image.shape[1])
     part, mirrored = draw_part(rng, shape, least), bool(rng.random() < 0.5)
     image = _enlarged(image, part, mirrored, cv2.INTER_LINEAR)
-    mask = None if mask is None else _enlarged(mask, part, mirrored, cv2.INTER_NEAREST)
-    return rand_augment(image, mask, seed, operations=operations, magnitude=magnitude)
+    if mask is None:
+        return rand_augment(image, None, seed, operations=operations, magnitude=magnitude)
+    mask = _enlarged(mask, part, mirrored, cv2.INTER_NEAREST)
+    if operations == 0:
+        return image, mask
+    with torch_seeded(seed):
+        return np.asarray(_still_augment(operations, magnitude)(Image.fromarray(image))), mask
 
 
 def draw_part(rng: np.random.Generator, shape: tuple[int, int], least: float) -> Rectangle:
@@ -132,6 +142,15 @@ class _RandAugment(RandAugment):
     _augmentation_space = functools.lru_cache(maxsize=32)(RandAugment._augmentation_space)
 
 
+class _StillAugment(RandAugment):
+    """RandAugment without the operations that move pixels."""
+
+    @functools.lru_cache(maxsize=32)  # noqa: B019 - as few as there are settings
+    def _augmentation_space(self, num_bins: int, image_size: tuple[int, int]) -> dict[str, Any]:
+        space = super()._augmentation_space(num_bins, image_size)
+        return {name: operation for name, operation in space.items() if name not in MOVING}
+
+
 AUGMENTATIONS: dict[str, Callable[[Mapping[str, Any]], Augment]] = {
     "randaugment": lambda settings: functools.partial(
         rand_augment, operations=settings["randaugment_ops"], magnitude=settings["randaugment_magnitude"]
@@ -165,3 +184,8 @@ def build_augmentation(name: str, settings: Mapping[str, Any]) -> Augment:
 @functools.lru_cache(maxsize=32)
 def _rand_augment(operations: int, magnitude: int) -> RandAugment:
     return _RandAugment(operations, magnitude)
+
+
+@functools.lru_cache(maxsize=32)
+def _still_augment(operations: int, magnitude: int) -> RandAugment:
+    return _StillAugment(operations, magnitude)

@@ -124,10 +124,10 @@ def _fit(experiment: Experiment, role: str, run: Run, progress: bool) -> None:
     training, learns_from = recipe.training, experiment.role(role).teacher
     frozen = early_layers(experiment.network_of(role), training.frozen_stages)  # before a teacher is trained for it
     teacher = _teacher(experiment, learns_from, progress) if learns_from is not None else None
-    moves_no_mask = training.augmentation in ("randaugment", "crops") and training.randaugment_ops
-    if moves_no_mask and experiment.train.masks is not None:
+    if training.augmentation == "randaugment" and training.randaugment_ops and experiment.train.masks is not None:
         raise SettingsError(
-            "RandAugment moves pixels and not their masks: set randaugment_ops to 0 for radiographs with masks."
+            "RandAugment moves pixels and not their masks: set randaugment_ops to 0 for radiographs with masks, or "
+            "augmentation to crops."
         )
     validation = experiment.validation
     fit(

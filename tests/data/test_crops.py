@@ -1,9 +1,19 @@
 """Random parts of an image: their shares, their aspect, what mirrors them, and that a seed decides everything."""
 
+import cv2
 import numpy as np
 import pytest
+from torchvision.transforms import RandAugment
 
-from tbkd_utils.data.transforms import AUGMENTATIONS, build_augmentation, crops, draw_part, rand_augment
+from tbkd_utils.data.transforms import (
+    AUGMENTATIONS,
+    MOVING,
+    _still_augment,
+    build_augmentation,
+    crops,
+    draw_part,
+    rand_augment,
+)
 from tbkd_utils.errors import UsageError
 
 RAMP = np.add.outer(np.arange(48), 3 * np.arange(64)).astype(np.uint8)  # (48, 64), 0..236
@@ -72,6 +82,24 @@ def test_a_share_out_of_range_is_refused(least: float) -> None:
         crops(RAMP, None, 0, least=least, **BARE)
 
 
-def test_operations_would_not_move_a_mask() -> None:
-    with pytest.raises(UsageError, match="masks"):
-        crops(RAMP, RAMP, 0, least=0.5, operations=2, magnitude=9)
+def test_operations_on_an_image_with_a_mask_move_no_pixel() -> None:
+    """A picture of two gray levels with the mask at one of them: both sides stay flat."""
+    right = np.tile(np.arange(64) >= 32, (48, 1)).astype(np.uint8)
+    picture, changed = 60 + 120 * right, 0
+    for seed in range(60):
+        image, mask = crops(picture, right, seed, least=0.5, operations=2, magnitude=20)
+        plain, still = crops(picture, right, seed, least=0.5, **BARE)
+        assert mask is not None
+        assert np.array_equal(mask, still)
+        for level in (60, 180):
+            flat = cv2.erode((plain == level).astype(np.uint8), np.ones((5, 5))) > 0  # sharpening reaches two pixels
+            assert len(np.unique(image[2:-2][flat[2:-2]])) <= 1
+        changed += not np.array_equal(image, plain)
+    assert changed > 30
+
+
+def test_the_still_operations_are_all_but_the_moving_ones() -> None:
+    every = set(RandAugment()._augmentation_space(31, (8, 8)))
+    still = set(_still_augment(2, 9)._augmentation_space(31, (8, 8)))
+    assert every - still == set(MOVING)
+    assert {"Identity", "Brightness", "Contrast", "Equalize"} <= still
