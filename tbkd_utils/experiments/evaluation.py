@@ -15,11 +15,21 @@ from tbkd_utils.data.cache import Samples, load_samples
 from tbkd_utils.data.dataset import find_layout, fingerprint, read_dataset
 from tbkd_utils.data.readers import Reader
 from tbkd_utils.errors import DataError, UsageError
+from tbkd_utils.experiments.chests import halves, keep_chest
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.experiments.trained import TrainedNetwork
 from tbkd_utils.localization.boxes import boxes_from_json, minimum_area
-from tbkd_utils.localization.heatmaps import Heatmapper, compute_heatmaps, flipped, grad_cam, multi_scale, upsample
+from tbkd_utils.localization.heatmaps import (
+    Heatmapper,
+    compute_heatmaps,
+    flipped,
+    found_lungs,
+    grad_cam,
+    inside_lungs,
+    multi_scale,
+    upsample,
+)
 from tbkd_utils.localization.scores import mean_iou
 from tbkd_utils.localization.tables import max_box_acc, score_rows, summarize, threshold_rows
 from tbkd_utils.metrics.classification import classification_rows, classification_summary
@@ -243,6 +253,7 @@ def _localized(
 ) -> Localization:
     """Heatmaps, boxes and scores of these radiographs, each with a box, which `which` names."""
     recipe, min_area = experiment.recipe, _min_area(experiment)
+    keep_chest(experiment, trained.run)
     heat = experiment.run_at("heatmaps", _looked_at(experiment, trained) | recipe.differences("heatmaps") | dict(which))
     with heat.making() as needed:
         if needed:
@@ -255,6 +266,8 @@ def _localized(
     with run.making() as needed:
         if needed:
             how: dict[str, Any] = {"area": recipe.scores.area, "method": recipe.scores.normalization}
+            if recipe.scores.boxes_by == "lung":
+                how["lungs"] = halves(samples, trained.chest, recipe.scores.second_lung)
             given = (samples.names, found.heatmaps, samples.boxes)
             write_csv(run.file("rows.csv"), score_rows(*given, recipe.scores.threshold, min_area, **how))
             write_csv(run.file("thresholds.csv"), threshold_rows(*given, min_area, THRESHOLDS, **how))
@@ -277,13 +290,15 @@ def _min_area(experiment: Experiment) -> float:
 
 
 def heatmapper(trained: TrainedNetwork, recipe: Recipe) -> Heatmapper:
-    """Returns the way from images to heatmaps that a recipe asks for: Grad-CAM, mirrored and scaled if it says so."""
+    """Returns the way from images to heatmaps that a recipe asks for: Grad-CAM, and what is to be done to it."""
     settings = recipe.heatmaps
     layer = settings.cam_layers.get(trained.network_name, settings.cam_layer)
     heatmap = grad_cam(trained.network, trained.task.explained, layer=layer, relu=settings.cam_relu)
     if settings.cam_flip:
         heatmap = flipped(heatmap)
-    return multi_scale(heatmap, settings.cam_sizes) if settings.cam_sizes else heatmap
+    if settings.cam_sizes:
+        heatmap = multi_scale(heatmap, settings.cam_sizes)
+    return inside_lungs(heatmap, found_lungs(trained.chest, trained.network)) if settings.inside_lungs else heatmap
 
 
 def activation_maps(trained: TrainedNetwork, samples: Samples, recipe: Recipe) -> np.ndarray:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from tbkd_utils.data.files import find_radiographs, read_radiograph
 from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.images import to_gray
 from tbkd_utils.errors import TbkdError, UsageError
+from tbkd_utils.experiments.chests import halves
 from tbkd_utils.experiments.evaluation import activation_maps, class_probabilities
 from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.experiments.trained import TrainedNetwork, training_min_area
@@ -117,7 +119,7 @@ def locate(
         DataError: Something does not exist, or there is no radiograph.
         SettingsError: The threshold is out of range.
         UsageError: Another setting is.
-        RunError: The minimum area is not known.
+        RunError: The minimum area is not known, or the mean chest where lungs are asked for.
     """
     recipe = trained.recipe if threshold is None else trained.recipe.changed(threshold=threshold)
     if not 0 <= min_probability <= 1:
@@ -189,13 +191,14 @@ def _findings(
     probability = class_probabilities(trained, samples)  # (n,)
     maps = activation_maps(trained, samples, recipe)  # (n, h, w)
     heatmaps = upsample(maps, samples.size, recipe.scores.cam_upsampling)  # (n, crop, crop)
-    findings = []
-    for one, p, cam, heatmap in zip(inputs, probability, maps, heatmaps, strict=True):
+    scores, findings = recipe.scores, []
+    by_lung = scores.boxes_by == "lung"
+    lungs = halves(samples, trained.chest, scores.second_lung) if by_lung else [None] * len(inputs)
+    for one, p, cam, heatmap, halved in zip(inputs, probability, maps, heatmaps, lungs, strict=True):
         found = nothing
         if p >= min_probability:
-            found = boxes_from_heatmap(
-                heatmap, recipe.scores.threshold, min_area, area=recipe.scores.area, method=recipe.scores.normalization
-            )
+            how: dict[str, Any] = {"area": scores.area, "method": scores.normalization, "lungs": halved}
+            found = boxes_from_heatmap(heatmap, scores.threshold, min_area, **how)
         boxes = _inside(one.geometry, found)
         findings.append(
             Finding(one.name, one.path, one.geometry, float(p), boxes, cam, recipe, is_dicom(one.path), one.note)

@@ -240,6 +240,9 @@ class Heatmaps(Settings):
     cam_relu: bool = Field(True, description="keep only the evidence for the class")
     cam_flip: bool = Field(False, description="average the map with that of the mirrored radiograph")
     cam_sizes: Counts = Field((), description="sides of the input, in pixels, whose maps are averaged; empty: the crop")
+    inside_lungs: bool = Field(
+        False, description="fade the map outside the lungs, which are found by alignment to the mean training chest"
+    )
 
 
 class Scores(Settings):
@@ -252,6 +255,14 @@ class Scores(Settings):
     )
     normalization: Literal["minmax", "max"] = Field("minmax", description="Algorithm 1, line 2")
     threshold: float = Field(0.5, ge=0, le=1, description="Algorithm 1, line 3, on the normalized heatmap")
+    boxes_by: Literal["regions", "lung"] = Field(
+        "regions",
+        description="regions: Algorithm 1, a box around each; lung: one a lung, around the region of its maximum, from "
+        "the threshold as a share of that maximum",
+    )
+    second_lung: float = Field(
+        0.5, ge=0, le=1, description="boxes_by lung: the fainter lung has a box from this share of the other's maximum"
+    )
     area: Literal["rectangle", "contour"] = Field("rectangle", description="Algorithm 1, line 7")
     min_area_quantile: float = Field(
         0.0, ge=0, le=1, description="Algorithm 1, line 8: this quantile of the training boxes' areas"

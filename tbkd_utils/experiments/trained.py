@@ -17,10 +17,12 @@ from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.loaders import plain_loader, training_loader
 from tbkd_utils.data.transforms import build_augmentation
 from tbkd_utils.errors import RunError, SettingsError
+from tbkd_utils.experiments.chests import keep_chest, read_chest
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.recipe import DEFAULT_SYSTEM, REMOVED, Recipe, renamed
 from tbkd_utils.experiments.system import SYSTEMS, Task, find_system, named_recipe
 from tbkd_utils.localization.boxes import minimum_area
+from tbkd_utils.localization.lungs import MeanChest
 from tbkd_utils.models.devices import compute_device
 from tbkd_utils.models.losses import build_loss
 from tbkd_utils.models.networks import Network, build_network, early_layers, find_network
@@ -41,8 +43,8 @@ class TrainedNetwork:
     Attributes:
         role: One of the system's, such as `teacher` or `student`.
         recipe: The recipe that made it.
-        run: Its folder: `best.safetensors`, `last.safetensors`, `history.csv`, `environment.json`, and `locating.json`
-            for use without the radiographs that it learned from.
+        run: Its folder: `best.safetensors`, `last.safetensors`, `history.csv`, `environment.json`, and for use without
+            the radiographs that it learned from `locating.json` and, if lungs were asked for, `chest.safetensors`.
     """
 
     role: str
@@ -69,6 +71,11 @@ class TrainedNetwork:
     def history(self) -> pd.DataFrame:
         """One row per epoch: epoch, train_loss, validation_loss, validation_accuracy, and the loss's other terms."""
         return pd.read_csv(self.run.file(HISTORY))
+
+    @property
+    def chest(self) -> MeanChest:
+        """The mean chest of its training radiographs; `RunError` if its folder has none."""
+        return read_chest(self.run)
 
     @property
     def device(self) -> torch.device:
@@ -114,6 +121,7 @@ def train(experiment: Experiment, role: str, *, progress: bool = False) -> Train
     with run.making() as needed:
         if needed:
             _fit(experiment, role, run, progress)
+        keep_chest(experiment, run)
     return TrainedNetwork(role, experiment.recipe, run)
 
 

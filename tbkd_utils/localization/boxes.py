@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -11,6 +12,19 @@ from tbkd_utils.errors import UsageError
 
 Boxes = NDArray[np.float32]
 """(k, 4) float32: left, top, right, bottom in pixels; right and bottom exclusive; k may be 0."""
+
+
+@dataclass(frozen=True)
+class PerLung:
+    """How to draw one box a lung instead of one around each region.
+
+    Attributes:
+        middle: The column between the lungs, in pixels.
+        second: The lung of the lower maximum has a box if that is at least this share of the other's; in [0, 1].
+    """
+
+    middle: float
+    second: float = 0.5
 
 
 def normalize(heatmap: ArrayLike, *, method: str = "minmax") -> NDArray[np.float32]:
@@ -58,6 +72,7 @@ def boxes_from_heatmap(
     *,
     area: str = "rectangle",
     method: str = "minmax",
+    lungs: PerLung | None = None,
 ) -> Boxes:
     """Algorithm 1: normalize, threshold, outer contours, their bounding rectangles, drop the small ones.
 
@@ -74,6 +89,7 @@ def boxes_from_heatmap(
             "contour": OpenCV's contourArea, the polygon through pixel centers, which is smaller (3000 for a
             filled 61x51 rectangle of 3111 pixels, and 0 for a region one pixel wide).
         method: How to normalize, see `normalize`.
+        lungs: For one box a lung, see `lung_boxes`; None for every region.
 
     Returns:
         (k, 4) float32 xyxy, whole pixels, right and bottom exclusive; largest `area` first, then by top and
@@ -82,7 +98,7 @@ def boxes_from_heatmap(
     Raises:
         UsageError: As `normalize`, or the map is not (H, W), or threshold, min_area or area is out of range.
     """
-    return boxes_at_thresholds(heatmap, [threshold], min_area, area=area, method=method)[0]
+    return boxes_at_thresholds(heatmap, [threshold], min_area, area=area, method=method, lungs=lungs)[0]
 
 
 def boxes_at_thresholds(
@@ -92,6 +108,7 @@ def boxes_at_thresholds(
     *,
     area: str = "rectangle",
     method: str = "minmax",
+    lungs: PerLung | None = None,
 ) -> list[Boxes]:
     """`boxes_from_heatmap` at several thresholds, normalizing once: one (k, 4) array per threshold."""
     if not (np.isfinite(min_area) and min_area >= 0):
@@ -105,9 +122,51 @@ def boxes_at_thresholds(
     for threshold in thresholds:
         if not 0 <= threshold <= 1:
             raise UsageError(f"threshold must lie in [0, 1], a share of the normalized map; got {threshold}")
-        outlines, sizes = regions(scaled, threshold, area)
+        outlines, sizes = (
+            regions(scaled, threshold, area) if lungs is None else _of_lungs(scaled, threshold, area, lungs)
+        )
         found.append(outlines[sizes > min_area])
     return found
+
+
+def lung_boxes(scaled: NDArray[np.float32], threshold: float, lungs: PerLung) -> Boxes:
+    """One box a lung: around the region that holds the maximum of its half of the image.
+
+    Args:
+        scaled: float32 (H, W) from `normalize`.
+        threshold: In [0, 1], a share of the maximum of the half.
+        lungs: Where the halves meet, and when the second one counts.
+
+    Returns:
+        (2, 4), the image's left first; nan where a half is empty, zero, or too faint beside the other one.
+    """
+    return _halves(scaled, threshold, "rectangle", lungs)[0]
+
+
+def _of_lungs(scaled: NDArray[np.float32], threshold: float, area: str, lungs: PerLung) -> tuple[Boxes, NDArray]:
+    """As `regions`, of one box a lung."""
+    boxes, sizes = _halves(scaled, threshold, area, lungs)
+    order = [place for place in np.argsort(-sizes, kind="stable") if np.isfinite(boxes[place, 0])]
+    return boxes[order], sizes[order]
+
+
+def _halves(scaled: NDArray[np.float32], threshold: float, area: str, lungs: PerLung) -> tuple[Boxes, NDArray]:
+    """The box of each half (2, 4) and its size (2,); nan and 0 where there is none."""
+    column = int(np.clip(round(lungs.middle), 0, scaled.shape[1]))
+    parts = (scaled[:, :column], scaled[:, column:])
+    peaks = [float(part.max()) if part.size else 0.0 for part in parts]
+    boxes, sizes = np.full((2, 4), np.nan, np.float32), np.zeros(2)
+    for place, (part, peak) in enumerate(zip(parts, peaks, strict=True)):
+        if peak <= 0 or peak < lungs.second * max(peaks):
+            continue
+        _, labels = cv2.connectedComponents((part >= np.float32(threshold * peak)).astype(np.uint8), connectivity=8)
+        region = (labels == labels.flat[int(part.argmax())]).astype(np.uint8)
+        (contour, *_), _ = cv2.findContours(region, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        x, y, w, h = cv2.boundingRect(contour)
+        left = x + place * column
+        boxes[place] = left, y, left + w, y + h
+        sizes[place] = w * h if area == "rectangle" else cv2.contourArea(contour)
+    return boxes, sizes
 
 
 def regions(scaled: NDArray[np.float32], threshold: float, area: str = "rectangle") -> tuple[Boxes, NDArray]:

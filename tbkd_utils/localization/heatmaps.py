@@ -1,7 +1,8 @@
 """Heatmaps: functions from a network and images to maps, which compose.
 
 Grad-CAM (Selvaraju et al. 2017; paper section 3.3) is the one that the others build on:
-`multi_scale(flipped(grad_cam(network)), sizes)` averages the maps of both mirror images at several scales.
+`multi_scale(flipped(grad_cam(network)), sizes)` averages the maps of both mirror images at several scales, and
+`inside_lungs(heatmap, found_lungs(mean, network))` fades what lies outside the lungs.
 
 Where a network pools a layer and has one linear layer after it, Grad-CAM has a closed form. With
 `logit_t = sum_c W[t, c] * mean over positions of A_c + b_t`, the gradient of the logit with respect to A_c is
@@ -20,6 +21,7 @@ from captum.attr import LayerGradCam
 from torch import Tensor, nn
 
 from tbkd_utils.errors import ModelError
+from tbkd_utils.localization.lungs import MeanChest, find_lungs, soft_lungs
 from tbkd_utils.models.losses import logits_of
 from tbkd_utils.models.networks import Network
 from tbkd_utils.models.state import evaluation_mode
@@ -103,6 +105,41 @@ def fused(heatmaps: Sequence[Heatmapper]) -> Heatmapper:
         return _mean([heatmap(model, images) for heatmap in heatmaps])
 
     return averaged
+
+
+def inside_lungs(heatmap: Heatmapper, lungs: Callable[[Tensor], Tensor], *, stride: int = 4) -> Heatmapper:
+    """Returns a heatmap times the lungs: what lights up elsewhere is faded out.
+
+    Args:
+        heatmap: Of values at least 0, or the outside would not be the least of them.
+        lungs: Images float32 (b, 3, H, W) to how much of each pixel is lung, float32 (b, H, W) in [0, 1]; see
+            `found_lungs`.
+        stride: Pixels of the image a pixel of the result, unless the heatmap is finer: coarse maps have no outline.
+    """
+
+    def faded(model: nn.Module, images: Tensor) -> Tensor:
+        maps = heatmap(model, images)  # (b, h, w)
+        size = max(maps.shape[1], images.shape[2] // stride), max(maps.shape[2], images.shape[3] // stride)
+        large = F.interpolate(maps.unsqueeze(1), size, mode="bilinear", align_corners=False)
+        return (large * F.adaptive_avg_pool2d(lungs(images).to(large).unsqueeze(1), size)).squeeze(1)
+
+    return faded
+
+
+def found_lungs(mean: MeanChest, network: Network) -> Callable[[Tensor], Tensor]:
+    """Returns a function that finds soft lungs in a network's input, for `inside_lungs`.
+
+    Args:
+        mean: The mean chest that radiographs are aligned to.
+        network: How its input was standardized, which is undone.
+    """
+
+    def lungs(images: Tensor) -> Tensor:
+        gray = (images[:, 0].float().cpu() * network.std[0] + network.mean[0]) * 255  # (b, H, W)
+        pixels = gray.round().clamp(0, 255).to(torch.uint8).numpy()
+        return torch.from_numpy(np.stack([soft_lungs(find_lungs(image, mean)) for image in pixels]))
+
+    return lungs
 
 
 def compute_heatmaps(

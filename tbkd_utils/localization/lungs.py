@@ -27,6 +27,7 @@ _TRUSTED = 0.8  # correlation at which no other start of the affine step is trie
 _ALIGNED = 0.65  # correlation below which an image counts as not aligned; real ones upside-down reach 0.62
 _CHANCE = (0.5, 0.5)  # correlation and share of dark lung that are worth no confidence
 _LEAST = 0.05  # confidence of an image that is aligned; a fallback has 0
+_MARGIN, _EDGE = 0.03, 0.012  # of the shorter side: what counts as lung beyond the mask, and its soft edge
 _STARTS = tuple(product((1.0, 1.2, 0.85, 0.7), (0.0, 6.0, -6.0, -12.0)))  # scale, shift downwards in coarse pixels
 
 
@@ -119,6 +120,24 @@ def find_lungs(image: Image, mean: MeanChest) -> Lungs:
             return Lungs(lungs[0] | lungs[1], _boxes(lungs), confidence, fallback=False)
     lungs = [_sized(lung.astype(np.float32), image.shape, content) for lung in mean.lungs]
     return Lungs(lungs[0] | lungs[1], _boxes(lungs), 0.0, fallback=True)
+
+
+def soft_lungs(lungs: Lungs) -> Array:
+    """Returns the lungs with some margin and a soft edge, float32 (h, w) in 0..1.
+
+    The margin is 3% of the shorter side, for what lies at the pleura; the edge falls off within about as much.
+    """
+    side = min(lungs.mask.shape)
+    radius = max(1, round(_MARGIN * side))
+    wide = cv2.dilate(
+        lungs.mask.astype(np.float32), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    )
+    return np.asarray(cv2.GaussianBlur(wide, (0, 0), max(_EDGE * side, 0.5)), np.float32)
+
+
+def middle_of(lungs: Lungs) -> float:
+    """Returns the column halfway between both lungs, in pixels."""
+    return float(lungs.boxes[0, 2] + lungs.boxes[1, 0]) / 2
 
 
 def _content(image: Image) -> tuple[slice, slice]:

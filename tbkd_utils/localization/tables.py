@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from tbkd_utils.errors import UsageError
-from tbkd_utils.localization.boxes import Boxes, boxes_at_thresholds, boxes_to_json
+from tbkd_utils.localization.boxes import Boxes, PerLung, boxes_at_thresholds, boxes_to_json
 from tbkd_utils.localization.scores import (
     average_score,
     check_inside,
@@ -39,6 +39,7 @@ def threshold_rows(
     *,
     area: str = "rectangle",
     method: str = "minmax",
+    lungs: Sequence[PerLung] | None = None,
 ) -> pd.DataFrame:
     """One row per image and threshold: name, threshold, n_gt, n_pred, score (Algorithm 2), matched, best_iou.
 
@@ -50,6 +51,7 @@ def threshold_rows(
         thresholds: Shares of the normalized range, in [0, 1].
         area: As in `boxes_from_heatmap`.
         method: As in `normalize`.
+        lungs: Of each image, for one box a lung; None for every region.
 
     Returns:
         n * len(thresholds) rows, image by image. best_iou is the largest IoU of any pair, 0 without
@@ -65,10 +67,14 @@ def threshold_rows(
     if not levels:
         raise UsageError("thresholds are empty: give at least one value in [0, 1]")
     rows = []
-    for name, heat, gt in zip(names, maps, truths, strict=True):
-        found = boxes_at_thresholds(heat, levels, min_area, area=area, method=method)
+    for name, heat, gt, halves in zip(names, maps, truths, _each(lungs, len(maps)), strict=True):
+        found = boxes_at_thresholds(heat, levels, min_area, area=area, method=method, lungs=halves)
         rows += [(name, t, len(gt), len(p), *scores_of(gt, p)) for t, p in zip(levels, found, strict=True)]
     return pd.DataFrame(rows, columns=["name", "threshold", "n_gt", "n_pred", "score", "matched", "best_iou"])
+
+
+def _each(lungs: Sequence[PerLung] | None, count: int) -> Sequence[PerLung | None]:
+    return [None] * count if lungs is None else lungs
 
 
 def max_box_acc(
@@ -122,6 +128,7 @@ def score_rows(
     area: str = "rectangle",
     method: str = "minmax",
     tolerance: float = 0.0,
+    lungs: Sequence[PerLung] | None = None,
 ) -> pd.DataFrame:
     """One row per image at the operating threshold: every number that `summarize` needs.
 
@@ -134,6 +141,7 @@ def score_rows(
         area: As in `boxes_from_heatmap`.
         method: As in `normalize`.
         tolerance: As in `pointing_hit`.
+        lungs: As in `threshold_rows`.
 
     Returns:
         Columns name, n_gt, n_pred, score (Algorithm 2), matched, best_iou, hit_30, hit_50, hit_70 (1 if
@@ -147,8 +155,8 @@ def score_rows(
     check_tolerance(tolerance)
     maps, truths = _all_maps(names, heatmaps, gt_list)
     rows = []
-    for name, heat, gt in zip(names, maps, truths, strict=True):
-        (pred,) = boxes_at_thresholds(heat, [threshold], min_area, area=area, method=method)
+    for name, heat, gt, halves in zip(names, maps, truths, _each(lungs, len(maps)), strict=True):
+        (pred,) = boxes_at_thresholds(heat, [threshold], min_area, area=area, method=method, lungs=halves)
         pointing, energy = hit_of(heat, gt, tolerance), energy_of(heat, gt)
         rows.append(image_row(name, gt, pred, pointing, energy))
     return pd.DataFrame(rows)
