@@ -28,6 +28,7 @@ from tbkd_utils.localization.heatmaps import (
     grad_cam,
     inside_lungs,
     multi_scale,
+    own_map,
     upsample,
 )
 from tbkd_utils.localization.scores import mean_iou
@@ -290,10 +291,16 @@ def _min_area(experiment: Experiment) -> float:
 
 
 def heatmapper(trained: TrainedNetwork, recipe: Recipe) -> Heatmapper:
-    """Returns the way from images to heatmaps that a recipe asks for: Grad-CAM, and what is to be done to it."""
+    """Returns the way from images to heatmaps that a recipe asks for.
+
+    A network's own map where it gives one and no layer is named, else Grad-CAM; then what is to be done to it.
+    """
     settings = recipe.heatmaps
     layer = settings.cam_layers.get(trained.network_name, settings.cam_layer)
-    heatmap = grad_cam(trained.network, trained.task.explained, layer=layer, relu=settings.cam_relu)
+    if trained.network.map and layer == "last_stage":
+        heatmap = own_map(trained.network)
+    else:
+        heatmap = grad_cam(trained.network, trained.task.explained, layer=layer, relu=settings.cam_relu)
     if settings.cam_flip:
         heatmap = flipped(heatmap)
     if settings.cam_sizes:

@@ -74,6 +74,26 @@ def grad_cam(
     return heatmap
 
 
+def own_map(network: Network) -> Heatmapper:
+    """Returns the map that a network gives itself, as probabilities, at the resolution of its output.
+
+    Args:
+        network: One that declares such an output.
+
+    Raises:
+        ModelError: If it declares none.
+    """
+    if not network.map:
+        raise ModelError("The network gives no map of its own: use Grad-CAM.")
+
+    def heatmap(model: nn.Module, images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            outputs = model(images)
+        return outputs[network.map].float().sigmoid().squeeze(1)  # (b, 1, h, w) -> (b, h, w)
+
+    return heatmap
+
+
 def flipped(heatmap: Heatmapper) -> Heatmapper:
     """Returns the mean of a heatmap and that of the mirrored image, mirrored back."""
 

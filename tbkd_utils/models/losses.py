@@ -165,6 +165,40 @@ class Distillation:
         return {"loss": loss}
 
 
+class MapAndLabel:
+    """Where and whether: binary cross-entropy of a map against masks, and cross-entropy of the logits.
+
+    A mask is brought to the map's grid by averaging, so that a pixel of the map learns the share that is covered.
+
+    Args:
+        label_weight: Weight of the cross-entropy, at least 0; the map's term has 1.
+
+    Raises:
+        UsageError: If the weight is negative or not a number.
+    """
+
+    def __init__(self, label_weight: float) -> None:
+        if not (math.isfinite(label_weight) and label_weight >= 0):
+            raise UsageError(f"label_weight is {label_weight}: expected a number, 0 or more.")
+        self.label_weight = label_weight
+
+    def __call__(self, outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Terms:
+        """Returns `loss`, and its terms `map` and `label` before their weights.
+
+        Raises:
+            UsageError: If the network gives no map, or the batch has no masks.
+        """
+        if isinstance(outputs, torch.Tensor) or "map" not in outputs:
+            raise UsageError("The loss 'map' needs a network with an output 'map', such as efficientnet_lite0_fpn.")
+        if "masks" not in batch:
+            raise UsageError("The loss 'map' needs radiographs with masks: give the role masks to learn from.")
+        found = outputs["map"].float()  # (b, 1, h, w)
+        masks = F.adaptive_avg_pool2d(batch["masks"].unsqueeze(1).float(), (found.shape[2], found.shape[3]))
+        where = F.binary_cross_entropy_with_logits(found, masks)
+        label = F.cross_entropy(logits_of(outputs).float(), batch["targets"])
+        return {"loss": where + self.label_weight * label, "map": where, "label": label}
+
+
 class Focal:
     """Softmax focal loss (Lin et al. 2017): `-alpha_t (1 - p_t)^gamma ln p_t`, averaged over the batch.
 
@@ -218,6 +252,7 @@ LOSSES: dict[str, Callable[[Mapping[str, Any]], Loss]] = {
     "cross_entropy": lambda settings: CrossEntropy(settings["label_smoothing"]),
     "focal": lambda settings: Focal(settings["focal_gamma"], _weights(settings)),
     "distillation": lambda settings: Distillation(settings["temperature"], settings["alpha"]),
+    "map": lambda settings: MapAndLabel(settings["label_weight"]),
 }
 """Every loss by name, made from a recipe's settings by their names and `class_counts`, the training images by class."""
 WEIGHTED = ("focal",)

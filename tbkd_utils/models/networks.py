@@ -20,6 +20,7 @@ from torch import nn
 
 from tbkd_utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from tbkd_utils.errors import ModelError
+from tbkd_utils.models.decoders import Lite0Pyramid
 
 State = dict[str, torch.Tensor]
 
@@ -40,6 +41,8 @@ class Network:
         pooled_linear: Whether global average pooling and the last layer alone follow that output, so that Grad-CAM has
             a closed form.
         rectified: Whether a ReLU stands between the output and the pooling.
+        map: Which of the outputs holds the logits of a map (b, 1, h, w), which then is its heatmap; empty if none.
+        drawn: Dotted names of the parts that no weights are for: they are drawn from the seed, as the head is.
         pretrained: Name of weights to a function that gets them, as a state dict whose keys are the module's.
         mean: Per channel, subtracted from pixels in [0, 1].
         std: Per channel, the divisor after that.
@@ -54,6 +57,8 @@ class Network:
     prefix_tokens: int = 0
     pooled_linear: bool = False
     rectified: bool = False
+    map: str = ""
+    drawn: tuple[str, ...] = ()
     pretrained: Mapping[str, Callable[[], State]] = field(default_factory=dict, repr=False)
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -103,7 +108,10 @@ def build_network(name: str, outputs: int, weights: str | Path, seed: int, head:
         model = network.build(outputs)
         state = _pretrained(name, network, str(weights))
         if state is not None:
-            _load_body(model, state, network.head, f"{name} weights '{weights}'")
+            _load_body(model, state, (network.head, *network.drawn), f"{name} weights '{weights}'")
+        for part in network.drawn:
+            torch.default_generator.manual_seed(seed)
+            _draw_again(model.get_submodule(part))
         if network.head:
             torch.default_generator.manual_seed(seed)
             parent, _, last = network.head.rpartition(".")
@@ -193,6 +201,10 @@ def _packaged_lite0() -> State:
     return dict(zip(names, theirs.values(), strict=True))
 
 
+def _lite0_of_pyramid() -> State:
+    return {f"body.{key}": value for key, value in _packaged_lite0().items()}
+
+
 def _read_state(path: Path) -> State:
     try:
         if path.suffix == ".safetensors":
@@ -211,10 +223,18 @@ def _read_state(path: Path) -> State:
     return state
 
 
-def _load_body(model: nn.Module, state: State, head: str, source: str) -> None:
-    """Loads everything but the last layer, and insists that nothing else is missing, extra or of another shape."""
-    own = {key: value.shape for key, value in model.state_dict().items() if not (head and key.startswith(f"{head}."))}
-    body = {key: value for key, value in state.items() if not (head and key.startswith(f"{head}."))}
+def _draw_again(part: nn.Module) -> None:
+    """Draws the weights of a part from the global generator."""
+    for module in part.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            module.reset_parameters()
+
+
+def _load_body(model: nn.Module, state: State, drawn: tuple[str, ...], source: str) -> None:
+    """Loads everything but the drawn parts, and insists that nothing else is missing, extra or of another shape."""
+    parts = tuple(f"{part}." for part in drawn if part)
+    own = {key: value.shape for key, value in model.state_dict().items() if not key.startswith(parts)}
+    body = {key: value for key, value in state.items() if not key.startswith(parts)}
     wrong = sorted(key for key in own.keys() & body.keys() if own[key] != body[key].shape)
     missing = sorted(key for key in own.keys() - body.keys() if not key.endswith(".num_batches_tracked"))
     problems = {
@@ -298,6 +318,16 @@ NETWORKS: dict[str, Network] = {
     ),
     "mobilenet_v3_large": _from_torchvision(
         "mobilenet_v3_large", "classifier.3", "features", ("v1", "v2"), stages=_numbered("features", 17)
+    ),
+    "efficientnet_lite0_fpn": Network(
+        lambda outputs: Lite0Pyramid(),
+        "body.classifier",
+        "body.bn2",
+        pooled_linear=True,
+        map="map",
+        drawn=("decoder",),
+        pretrained={"imagenet": _lite0_of_pyramid},
+        stages=(("body.conv_stem", "body.bn1"), *_numbered("body.blocks", 7)),
     ),
     "vit_b_16": _from_torchvision(
         "vit_b_16", "heads.head", "encoder.layers.encoder_layer_11.ln_1", layout="tokens", prefix_tokens=1
