@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import torch
@@ -57,6 +57,47 @@ class PickedRows:
 
 
 @dataclass(frozen=True, eq=False)
+class FilledBoxes:
+    """Masks that are boxes, drawn only when they are asked for.
+
+    Attributes:
+        boxes: Per image float32 (k, 4) xyxy in pixels; edges between pixels go to the nearer one.
+        size: Height and width of each mask.
+    """
+
+    boxes: tuple[np.ndarray, ...]
+    size: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(n, height, width)."""
+        return (len(self.boxes), *self.size)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8."""
+        return np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, key: int | slice | np.ndarray) -> np.ndarray:
+        if isinstance(key, int | np.integer):
+            return self._drawn(int(key))
+        rows = np.arange(len(self))[key].tolist()
+        return np.stack([self._drawn(row) for row in rows]) if rows else np.zeros((0, *self.size), np.uint8)
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype=dtype)
+
+    def _drawn(self, row: int) -> np.ndarray:
+        mask = np.zeros(self.size, np.uint8)
+        for left, top, right, bottom in np.rint(self.boxes[row]).astype(int).tolist():
+            mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = 1
+        return mask
+
+
+@dataclass(frozen=True, eq=False)
 class Samples:
     """Radiographs at the scale of the network.
 
@@ -72,7 +113,7 @@ class Samples:
         areas: Per image float64 (k',), area of every stored box at the scale of the crop, before clipping to it.
         geometries: Per image the way from the stored pixels to these.
         groups: The patient of each; empty where unknown.
-        masks: uint8 (n, crop, crop) of 0 and 1, on disk; None where the radiographs have none.
+        masks: uint8 (n, crop, crop) of 0 and 1, on disk or drawn when asked for; None where there are none.
     """
 
     names: tuple[str, ...]
@@ -83,7 +124,7 @@ class Samples:
     areas: tuple[np.ndarray, ...]
     geometries: tuple[Geometry, ...]
     groups: tuple[str, ...] = ()
-    masks: np.ndarray | PickedRows | None = None
+    masks: np.ndarray | PickedRows | FilledBoxes | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -123,8 +164,10 @@ class Samples:
         return standardize(torch.from_numpy(np.array(self.pixels[start:stop])), mean, std)
 
 
-def _picked(array: np.ndarray | PickedRows, indices: Sequence[int] | np.ndarray) -> PickedRows:
+def _picked(array: np.ndarray | PickedRows | FilledBoxes, indices: Sequence[int] | np.ndarray) -> Any:
     rows = np.asarray(indices, dtype=np.int64)
+    if isinstance(array, FilledBoxes):
+        return FilledBoxes(tuple(array.boxes[row] for row in rows.tolist()), array.size)
     return PickedRows(array.mapped, array.rows[rows]) if isinstance(array, PickedRows) else PickedRows(array, rows)
 
 

@@ -80,6 +80,7 @@ def probabilities(experiment: Experiment, trained: TrainedNetwork) -> pd.DataFra
     Raises:
         RunError: If the run folder cannot be written.
     """
+    experiment = experiment.for_role(trained.role)
     return _probabilities(experiment, trained, experiment.test, {})
 
 
@@ -90,6 +91,7 @@ def held_out_probabilities(experiment: Experiment, trained: TrainedNetwork) -> p
         SettingsError: If the recipe has no validation split.
         RunError: If the run folder cannot be written.
     """
+    experiment = experiment.for_role(trained.role)
     return _probabilities(experiment, trained, experiment.held_out, {"part": "validation"})
 
 
@@ -127,6 +129,7 @@ def logit_rows(experiment: Experiment, trained: TrainedNetwork) -> pd.DataFrame:
     Raises:
         RunError: If the run folder cannot be written.
     """
+    experiment = experiment.for_role(trained.role)
     samples = experiment.test
 
     def compute() -> pd.DataFrame:
@@ -245,6 +248,7 @@ def localization(experiment: Experiment, trained: TrainedNetwork) -> Localizatio
         UsageError: If no test radiograph has a box, or no training radiograph, which the minimum area needs.
         RunError: If a run folder cannot be written.
     """
+    experiment = experiment.for_role(trained.role)
     which = {"scored_images": experiment.recipe.scores.scored_images}
     return _localized(experiment, trained, _scored(experiment, trained), which)
 
@@ -351,6 +355,7 @@ def elsewhere(
         DataError: If the folder is no such dataset, or has no box of the finding.
         RunError: If a run folder cannot be written.
     """
+    experiment = experiment.for_role(trained.role)
     layout, explained = find_layout(folder, readers), experiment.task.explained
     wanted = {number for number, name in layout.categories.items() if name.lower() == finding.lower()}
     records = []

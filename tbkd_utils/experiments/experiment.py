@@ -366,7 +366,11 @@ class Experiment:
     @property
     def class_counts(self) -> tuple[int, ...]:
         """How many radiographs of each class are trained on; with several labels, how many have each."""
-        targets, classes = self.train.targets, len(self.task.classes)
+        return self.counts_of(self.train)
+
+    def counts_of(self, samples: "Samples") -> tuple[int, ...]:
+        """Returns how many radiographs of each class there are; with several labels, how many have each."""
+        targets, classes = samples.targets, len(self.task.classes)
         counts = targets.sum(axis=0) if targets.ndim == 2 else np.bincount(targets, minlength=classes)
         return tuple(int(count) for count in counts)
 
@@ -385,9 +389,16 @@ class Experiment:
             )
         return roles[name]
 
+    def for_role(self, name: str) -> Self:
+        """Returns the experiment with the settings that a role has of its own in place of the common ones."""
+        values = self.recipe.flat()
+        own = {common: values[setting] for common, setting in self.role(name).settings.items() if values.get(setting)}
+        return self.changed(**own) if own else self
+
     def network_of(self, role: str) -> str:
         """Returns the key in `models.NETWORKS` of the network that plays a role."""
-        return self.recipe.training.networks.get(role, self.recipe.training.network)
+        training = self.for_role(role).recipe.training
+        return training.networks.get(role, training.network)
 
     def training_settings(self, name: str) -> dict[str, Any]:
         """Returns all that a trained network depends on, for naming its run folder.
@@ -395,7 +406,7 @@ class Experiment:
         Args:
             name: The role, one of the system's.
         """
-        role, recipe = self.role(name), self.recipe
+        role, recipe = self.role(name), self.for_role(name).recipe
         settings = recipe.differences(*role.groups) | {"fingerprint": self.fingerprint}
         for key in ("network", "networks"):
             settings.pop(key, None)
@@ -406,6 +417,8 @@ class Experiment:
         settings |= {key: network for key, network in networks.items() if (key, network) != ("network", default)}
         if recipe.system != DEFAULT_SYSTEM:
             settings["system"] = recipe.system
+        if role.targets is not None:
+            settings["targets"] = role.targets(self).name
         weights = Path(recipe.training.weights).expanduser()
         return settings | ({"weights_sha256": file_sha256(weights)} if weights.is_file() else {})
 

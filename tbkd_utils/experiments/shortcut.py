@@ -103,6 +103,7 @@ def shortcut_effect(experiment: Experiment, trained: TrainedNetwork) -> Shortcut
         UsageError: If no marker is known in the test set; see `has_markers`.
         RunError: If the run folder cannot be written.
     """
+    experiment = experiment.for_role(trained.role)
     recipe = experiment.recipe
     markers = read_synthetic_markers(experiment.root) if experiment.synthetic else {}
     places, boxes = _in_sight(experiment.test, markers)

@@ -7,11 +7,14 @@ on disk it reads, and its presets. Everything else in this room works for any sy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from tbkd_utils.data.readers.reader import Reader
 from tbkd_utils.errors import SettingsError
 from tbkd_utils.experiments.recipe import DEFAULT_SYSTEM, Recipe
+
+if TYPE_CHECKING:
+    from tbkd_utils.data.cache import Samples
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,19 @@ class Task:
         return self.finding or self.label
 
 
+class Targets(Protocol):
+    """What a role learns from in place of what the dataset says, such as masks that other networks drew."""
+
+    @property
+    def name(self) -> str:
+        """Says what they are made from, without making them: a digest names the trained network with it."""
+        ...
+
+    def given_to(self, samples: "Samples") -> "Samples":
+        """Returns training radiographs, at any scale, with these targets; those without one may be left out."""
+        ...
+
+
 @dataclass(frozen=True)
 class Role:
     """One network of a system.
@@ -50,11 +66,17 @@ class Role:
         loss: A key of `models.LOSSES`.
         teacher: The role that it learns from; None if it learns from labels alone.
         groups: The groups of the recipe that its training depends on.
+        settings: Common settings to those of the role's own that stand in their place unless they are 0 or empty, as in
+            {"epochs": "map_epochs"}.
+        targets: From the experiment, as the other roles see it, what this one learns from; None for the dataset's own
+            labels and masks.
     """
 
     loss: str
     teacher: str | None = None
     groups: tuple[str, ...] = ("data", "pixels", "training")
+    settings: Mapping[str, str] = field(default_factory=dict)
+    targets: Callable[[Any], Targets] | None = None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from tbkd_utils.models.options import TrainingOptions
 from tbkd_utils.runs import DONE, HISTORY, Run, read_json, read_tensors, write_json
 
 LOCATING = "locating.json"
-NOT_SETTINGS = ("kind", "fingerprint", "weights_sha256", "system", "teacher_network")
+NOT_SETTINGS = ("kind", "fingerprint", "weights_sha256", "system", "teacher_network", "targets")
 """In `settings.json`, beside the recipe's settings."""
 CHANGEABLE = ("evaluation", "heatmaps", "scores", "execution")
 """The groups of settings that may differ from those that a network was trained under."""
@@ -118,33 +118,35 @@ def train(experiment: Experiment, role: str, *, progress: bool = False) -> Train
         RunError: If the run folder cannot be written.
     """
     run = experiment.run_at(role, experiment.training_settings(role))
+    own = experiment.for_role(role)
     with run.making() as needed:
         if needed:
-            _fit(experiment, role, run, progress)
-        keep_chest(experiment, run)
-    return TrainedNetwork(role, experiment.recipe, run)
+            _fit(experiment, own, role, run, progress)
+        keep_chest(own, run)
+    return TrainedNetwork(role, own.recipe, run)
 
 
-def _fit(experiment: Experiment, role: str, run: Run, progress: bool) -> None:
+def _fit(everyones: Experiment, experiment: Experiment, role: str, run: Run, progress: bool) -> None:
+    """Trains a role, under its own settings; what it learns from is made under everyone's."""
     from tbkd_utils.models.loop import fit  # Lightning: seconds that reading a finished run should not take
 
     recipe, network = experiment.recipe, find_network(experiment.network_of(role), experiment.recipe.training.head)
     training, learns_from = recipe.training, experiment.role(role).teacher
     frozen = early_layers(experiment.network_of(role), training.frozen_stages)  # before a teacher is trained for it
-    teacher = _teacher(experiment, learns_from, progress) if learns_from is not None else None
-    if training.augmentation == "randaugment" and training.randaugment_ops and experiment.train.masks is not None:
+    teacher = _teacher(everyones, learns_from, progress) if learns_from is not None else None
+    samples, validation = _learned(everyones, experiment, role)
+    if training.augmentation == "randaugment" and training.randaugment_ops and samples.masks is not None:
         raise SettingsError(
             "RandAugment moves pixels and not their masks: set randaugment_ops to 0 for radiographs with masks, or "
             "augmentation to crops."
         )
-    validation = experiment.validation
     fit(
         run,
         dataclasses.replace(training_options(recipe, network), frozen=frozen),
         _start(experiment, role),
-        build_loss(experiment.role(role).loss, recipe.flat() | {"class_counts": experiment.class_counts}),
+        build_loss(experiment.role(role).loss, recipe.flat() | {"class_counts": experiment.counts_of(samples)}),
         lambda epoch: training_loader(
-            experiment.train, build_augmentation(training.augmentation, recipe.flat("training")),
+            samples, build_augmentation(training.augmentation, recipe.flat("training")),
             batch_size=training.batch_size, seed=recipe.data.data_seed, epoch=epoch,
             workers=recipe.execution.workers, balanced=training.balance in ("sampler", "both"),
             drop_last=training.drop_last,
@@ -154,6 +156,20 @@ def _fit(experiment: Experiment, role: str, run: Run, progress: bool) -> None:
         title=f"{role} (seed {training.seed})" if progress else "",
     )  # fmt: skip
     write_json(run.file(LOCATING), locating(experiment))
+
+
+def _learned(everyones: Experiment, experiment: Experiment, role: str) -> tuple[Samples, Samples | None]:
+    """What a role is fitted to, and what stops it."""
+    make = experiment.role(role).targets
+    if make is None:
+        return experiment.train, experiment.validation
+    if experiment.recipe.training.early_stopping_on == "test":
+        raise SettingsError(
+            f"What the network '{role}' learns from is made for training radiographs alone, so the test set cannot "
+            "stop it: set early_stopping_on to validation or train."
+        )
+    targets, validation = make(everyones), experiment.validation
+    return targets.given_to(experiment.train), None if validation is None else targets.given_to(validation)
 
 
 def training_options(recipe: Recipe, network: Network) -> TrainingOptions:

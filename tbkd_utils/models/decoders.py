@@ -4,6 +4,8 @@ The decoder is a feature pyramid (Lin et al., CVPR 2017): the coarse features ar
 each brought to the same number of channels first.
 """
 
+from typing import Any
+
 import timm
 import torch
 import torch.nn.functional as F
@@ -66,7 +68,7 @@ class Lite0Pyramid(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = timm.create_model("tf_efficientnet_lite0")
+        self.body: Any = timm.create_model("tf_efficientnet_lite0")
         self.decoder = Pyramid(list(TAPPED.values()))
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,13 +1,15 @@
 """The first system: tuberculosis located by a student distilled from a teacher of its own size (arXiv 2512.11057)."""
 
 from pathlib import Path
+from typing import Any
 
 from tbkd_utils.data.readers import Tbx11k, Tbx11kKaggle
 from tbkd_utils.experiments.recipe import Recipe
-from tbkd_utils.experiments.system import Role, System, Task, register
+from tbkd_utils.experiments.system import Role, System, Targets, Task, register
 from tbkd_utils.systems.tb.grid import GRIDS
 from tbkd_utils.systems.tb.presets import PRESETS
 from tbkd_utils.systems.tb.report import ITEMS
+from tbkd_utils.systems.tb.settings import TbRecipe
 
 
 def draw(root: Path, recipe: Recipe) -> None:
@@ -29,6 +31,13 @@ def draw(root: Path, recipe: Recipe) -> None:
     )
 
 
+def masks(experiment: Any) -> Targets:
+    """Returns what the student of maps learns from."""
+    from tbkd_utils.systems.tb.masks import TbMasks  # torch: not for naming a recipe
+
+    return TbMasks(experiment)
+
+
 TB = register(
     System(
         name="tb",
@@ -36,12 +45,24 @@ TB = register(
         task=Task(classes=("no TB", "TB"), finding="tuberculosis"),
         roles={
             "teacher": Role("cross_entropy"),
+            "map_student": Role(  # trained only where it is asked for: no grid holds it
+                "map",
+                groups=("data", "pixels", "training", "maps"),
+                settings={
+                    "network": "map_network",
+                    "epochs": "map_epochs",
+                    "resize": "map_resize",
+                    "crop": "map_crop",
+                },
+                targets=masks,
+            ),
             "student": Role("distillation", teacher="teacher", groups=("data", "pixels", "training", "distillation")),
         },
         readers=(Tbx11k, Tbx11kKaggle),
         presets=PRESETS,
         draw=draw,
         grids=GRIDS,
+        recipe=TbRecipe,
         report=ITEMS,
     )
 )

@@ -1,0 +1,44 @@
+"""The settings that only this system has: those of the student of maps."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from tbkd_utils.experiments.recipe import Counts, Recipe, Settings
+
+
+class Maps(Settings):
+    """A student that learns where tuberculosis is, from cleaned maps of several teachers (ours; no paper's)."""
+
+    map_teachers: Counts = Field(
+        (), description="seeds of the teachers whose maps the student learns; none: no student"
+    )
+    mask_source: Literal["maps", "lungs", "boxes"] = Field(
+        "maps",
+        description="what its masks are: maps of the teachers; lungs, their upper halves, as a blind control; boxes, "
+        "the training boxes, as the yardstick of full supervision",
+    )
+    map_threshold: float = Field(
+        0.5, ge=0, le=1, description="maps: a lung's region starts at this share of the lung's maximum"
+    )
+    map_second_lung: float = Field(
+        0.5, ge=0, le=1, description="maps: the fainter lung has a mask from this share of the other's maximum"
+    )
+    anatomy: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="maps: how far each edge moves to that of the upper half of its lung; knowledge written by hand "
+        "(tuberculosis prefers the upper half of a lung), which no label gave",
+    )
+    label_weight: float = Field(0.1, ge=0, description="weight of the label's cross-entropy beside the map's")
+    map_network: str = Field("efficientnet_lite0_fpn", description="network of the student of maps")
+    map_epochs: int = Field(0, ge=0, description="its largest number of epochs; 0: as the others")
+    map_resize: int = Field(0, ge=0, description="its shorter side after resizing, in pixels; 0: as the others")
+    map_crop: int = Field(0, ge=0, description="its input, in pixels; 0: as the others")
+
+
+class TbRecipe(Recipe):
+    """All settings of this system."""
+
+    maps: Maps = Maps()
