@@ -241,7 +241,7 @@ class Heatmaps(Settings):
     cam_flip: bool = Field(False, description="average the map with that of the mirrored radiograph")
     cam_sizes: Counts = Field((), description="sides of the input, in pixels, whose maps are averaged; empty: the crop")
     inside_lungs: bool = Field(
-        False, description="fade the map outside the lungs, which are found by alignment to the mean training chest"
+        False, description="fade the map outside the lungs, found by alignment to the mean training radiograph"
     )
 
 
@@ -257,8 +257,7 @@ class Scores(Settings):
     threshold: float = Field(0.5, ge=0, le=1, description="Algorithm 1, line 3, on the normalized heatmap")
     boxes_by: Literal["regions", "lung"] = Field(
         "regions",
-        description="regions: Algorithm 1, a box around each; lung: one a lung, around the region of its maximum, from "
-        "the threshold as a share of that maximum",
+        description="a box around each region (Algorithm 1), or one a lung, from this share of the lung's maximum",
     )
     second_lung: float = Field(
         0.5, ge=0, le=1, description="boxes_by lung: the fainter lung has a box from this share of the other's maximum"

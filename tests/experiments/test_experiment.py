@@ -393,7 +393,7 @@ def test_networks_differ_by_role_if_asked(opened) -> None:
     named = {"network": "resnet34", "teacher_network": "resnet18"}
     assert mixed.training_settings("student") == plain.training_settings("student") | named
     assert (mixed.network_of("teacher"), mixed.network_of("student")) == ("resnet18", "resnet34")
-    with pytest.raises(SettingsError, match="has no network 'pupil': expected teacher, student"):
+    with pytest.raises(SettingsError, match="has no network 'pupil': expected teacher, map_student, student"):
         plain.training_settings("pupil")
 
 

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 
 from tbkd_utils.errors import SettingsError, TbkdError
 from tbkd_utils.experiments import recipe as module
-from tbkd_utils.experiments.recipe import ALIASES, Recipe, Settings
+from tbkd_utils.experiments.recipe import ALIASES, Settings
 from tbkd_utils.experiments.system import SYSTEMS, named_recipe, overrides_of
 from tbkd_utils.systems.tb.presets import PRESETS
+from tbkd_utils.systems.tb.settings import TbRecipe as Recipe
 
 GROUP_OF = Recipe.group_of()
 GROUPS = {
     "data", "synthetic", "pixels", "training", "distillation", "ablation", "evaluation", "heatmaps", "scores",
-    "curvature", "statistics", "execution",
+    "curvature", "statistics", "execution", "maps",
 }  # fmt: skip
 
 

@@ -117,7 +117,7 @@ def test_the_system_that_a_folder_names_decides(tmp_path: Path) -> None:
     (network / "settings.json").write_text(json.dumps(settings | {"system": "unheard"}))
     with pytest.raises(SettingsError, match="no system 'unheard'"):
         load_trained(network)
-    with pytest.raises(RunError, match=r"student-<digest> \(or teacher-\) with [^:]*$"):
+    with pytest.raises(RunError, match=r"student-<digest> \(or teacher-, map_student-\) with [^:]*$"):
         load_trained(network.parent)
 
 

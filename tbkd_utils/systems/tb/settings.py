@@ -8,15 +8,18 @@ from tbkd_utils.experiments.recipe import Counts, Recipe, Settings
 
 
 class Maps(Settings):
-    """A student that learns where tuberculosis is, from cleaned maps of several teachers (ours; no paper's)."""
+    """A student that learns where tuberculosis is, from cleaned maps of several teachers (ours; no paper's).
+
+    Without `anatomy` it is told nothing but labels and what a lung is. With it, it is also told that tuberculosis
+    prefers the upper half of a lung, which a person wrote down: report both.
+    """
 
     map_teachers: Counts = Field(
         (), description="seeds of the teachers whose maps the student learns; none: no student"
     )
     mask_source: Literal["maps", "lungs", "boxes"] = Field(
         "maps",
-        description="what its masks are: maps of the teachers; lungs, their upper halves, as a blind control; boxes, "
-        "the training boxes, as the yardstick of full supervision",
+        description="its masks: from teachers' maps; upper halves of lungs (blind); training boxes (full supervision)",
     )
     map_threshold: float = Field(
         0.5, ge=0, le=1, description="maps: a lung's region starts at this share of the lung's maximum"
@@ -28,8 +31,7 @@ class Maps(Settings):
         0.0,
         ge=0,
         le=1,
-        description="maps: how far each edge moves to that of the upper half of its lung; knowledge written by hand "
-        "(tuberculosis prefers the upper half of a lung), which no label gave",
+        description="maps: how far edges move to the lung's upper half; knowledge written by hand, in no label",
     )
     label_weight: float = Field(0.1, ge=0, description="weight of the label's cross-entropy beside the map's")
     map_network: str = Field("efficientnet_lite0_fpn", description="network of the student of maps")
