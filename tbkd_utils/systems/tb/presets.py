@@ -33,6 +33,17 @@ _FULL_CURVATURE = {
     "landscape_draws": 6,
 }
 _LITE = {"network": "efficientnet_lite0", "weights": "imagenet", "early_stopping_on": "validation"}
+# What makes a network look at the disease: it sees parts of radiographs, classes equally often, and few epochs.
+_LOOKING = _LITE | {
+    "augmentation": "crops",
+    "balance": "sampler",
+    "frozen_stages": 4,
+    "schedule": "cosine",
+    "keep": "last",  # the schedule ends there; no epoch is chosen
+    "cam_flip": True,
+    "min_area": "none",  # so that no box is read on the way to boxes
+    "map_teachers": (0, 1, 2),
+}
 PRESETS: dict[str, dict[str, Any]] = {
     # Seconds, for tests: every step runs, nothing is learned.
     "smoke": _LITE
@@ -88,4 +99,41 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The paper's own values.
     "paper": {"workers": 8, "precision": "bf16-mixed"},
+    # Ours, on the radiographs of `laptop`: three teachers on whole radiographs, and a student of their cleaned maps.
+    "maps": _LOOKING
+    | {
+        "train_splits": ("train", "extra_train"),
+        "test_splits": ("val", "extra_val"),
+        "partial": True,
+        "resize": 224,
+        "crop": 224,
+        "batch_size": 32,
+        "epochs": 3,
+        "map_resize": 256,
+        "map_crop": 256,
+        "map_epochs": 4,
+        "eval_resize": 320,
+        "eval_crop": 320,
+        "cam_sizes": (256, 320),
+    },
+    # The same in seconds, on drawings: every step runs, nothing is learned.
+    "maps_smoke": _LOOKING
+    | {
+        "synthetic_train": (8, 8, 16),
+        "synthetic_val": (4, 4, 8),
+        "synthetic_size": 96,
+        "resize": 64,
+        "crop": 64,
+        "validation_fraction": 0.25,
+        "batch_size": 16,
+        "epochs": 1,
+        "map_teachers": (0, 1),
+        "map_resize": 80,
+        "map_crop": 80,
+        "eval_resize": 96,
+        "eval_crop": 96,
+        "cam_sizes": (80, 96),
+        "threads": 1,
+        "resamples": 200,
+    },
 }

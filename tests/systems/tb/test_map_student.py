@@ -6,16 +6,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tbkd_utils.data.cache import FilledBoxes
 from tbkd_utils.data.records import Radiograph
+from tbkd_utils.data.transforms import standardize
 from tbkd_utils.errors import SettingsError
 from tbkd_utils.experiments.evaluation import localization, probabilities
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.predict import locate
+from tbkd_utils.experiments.system import named_recipe
 from tbkd_utils.experiments.trained import TrainedNetwork, load_trained, train
 from tbkd_utils.localization.boxes import boxes_from_json
+from tbkd_utils.localization.heatmaps import compute_heatmaps, own_map
 from tbkd_utils.localization.lungs import Lungs
+from tbkd_utils.models.losses import build_loss
+from tbkd_utils.models.module import TrainingModule
+from tbkd_utils.models.networks import build_network, find_network
 from tbkd_utils.runs import file_sha256
 from tbkd_utils.systems.tb.masks import TbMasks, cleaned_boxes
 from tbkd_utils.systems.tb.settings import Maps
@@ -193,3 +200,73 @@ def test_it_is_scored_at_its_own_scale_and_located_from_its_folder(
     for place, name in enumerate(found.samples.names):
         back = found.samples.geometries[place].invert_boxes(found.boxes[place])
         np.testing.assert_allclose(of[name].boxes, back, atol=1e-3)
+
+
+def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With masks, frozen stages and a schedule, stopped in the middle of the second epoch."""
+    how = {"map_epochs": 2, "mask_source": "lungs", "batch_size": 8}
+    whole, cut = (Experiment.open("maps_smoke", out=tmp_path / name, overrides=how) for name in ("whole", "cut"))
+    step = TrainingModule.training_step
+
+    def crash(self: TrainingModule, batch: object, index: int) -> torch.Tensor:
+        if self.current_epoch == 1 and index == 1:
+            raise OSError("power cut")
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", crash)
+        with pytest.raises(OSError, match="power cut"):
+            train(cut, ROLE)
+    first, second = (train(one, ROLE) for one in (whole, cut))
+    for name in ("best.safetensors", "last.safetensors", "history.csv"):
+        assert file_sha256(first.run.file(name)) == file_sha256(second.run.file(name)), name
+
+
+# --- the recipe -------------------------------------------------------------------------------------------------------
+
+
+def test_the_recipe_of_maps_reads_no_box_and_chooses_no_epoch() -> None:
+    for name in ("maps", "maps_smoke"):
+        recipe = named_recipe(name)
+        assert (recipe.scores.min_area, recipe.training.keep) == ("none", "last")
+        assert recipe.training.early_stopping_on == "validation"
+        assert recipe.maps.mask_source == "maps"
+        assert recipe.maps.anatomy == 0
+        assert len(recipe.maps.map_teachers) > 1
+
+
+def test_the_small_recipe_of_maps_trains_under_all_of_its_settings(tmp_path: Path) -> None:
+    small = Experiment.open("maps_smoke", out=tmp_path)
+    found = localization(small, train(small, ROLE))
+    assert found.maps.shape == (8, 12, 12)  # 96 px at stride 8, averaged with 80 px
+    assert found.min_area == 0
+    roles = sorted(path.parent.name.rpartition("-")[0] for path in small.runs.glob("*/last.safetensors"))
+    assert roles == [ROLE, "teacher", "teacher"]
+
+
+# --- what it learns ---------------------------------------------------------------------------------------------------
+
+
+def test_a_map_learns_where_a_bright_square_is() -> None:
+    """Noise-free squares with their masks: after a few steps the map is higher inside than anywhere else."""
+    rng, model = np.random.default_rng(0), build_network("efficientnet_lite0_fpn", 2, "imagenet", 0).train()
+    loss = build_loss("map", {"label_weight": 0.1})
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def drawn(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        masks = np.zeros((count, 64, 64), np.uint8)
+        for mask, (row, column) in zip(masks, rng.integers(0, 6, (count, 2)), strict=True):
+            mask[8 * row : 8 * row + 16, 8 * column : 8 * column + 16] = 1
+        return standardize(torch.from_numpy(60 + 120 * masks)), torch.from_numpy(masks)
+
+    for _ in range(25):
+        images, masks = drawn(16)
+        terms = loss(model(images), {"targets": torch.ones(16, dtype=torch.int64), "masks": masks}, None)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+    images, masks = drawn(40)
+    maps = compute_heatmaps(model, images, own_map(find_network("efficientnet_lite0_fpn")))
+    centers = [tuple(8 * index + 4 for index in np.unravel_index(one.argmax(), one.shape)) for one in maps]
+    hits = [int(mask[center]) for mask, center in zip(masks, centers, strict=True)]
+    assert np.mean(hits) > 0.8  # chance is 1 / 16
