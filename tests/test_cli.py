@@ -48,14 +48,8 @@ def test_recipes_are_set_side_by_side_where_they_differ() -> None:
     recipes = [named_recipe(preset) for preset in PRESETS]
     assert table["network"] == [recipe.training.network for recipe in recipes]
     assert table["epochs"] == [str(recipe.training.epochs) for recipe in recipes]
-    assert table["train_splits"] == [
-        "[train]",
-        "[train]",
-        "[train, extra_train]",
-        "[train]",
-        "[train, extra_train]",
-        "[train]",
-    ]
+    own, more = "[train]", "[train, extra_train]"
+    assert table["train_splits"] == [own, own, more, own, more, own]
     assert "temperature" not in table  # the same in all
 
 

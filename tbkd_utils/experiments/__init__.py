@@ -1,9 +1,9 @@
 """Experiments: what is asked, computed once and kept.
 
-Inside: settings (`recipe`), what a system declares (`system`), a recipe with its data (`experiment`), trained
-networks (`trained`) and what is computed from them (`evaluation`, `curvature`, `shortcut`, `comparisons`, `predict`),
-grids of networks (`grid`), and running it all (`notebooks`, `series`, `executors`, `status`). It may import every
-room below; it knows no paper. Start reading at `experiment`.
+Inside: settings (`recipe`), what a system declares (`system`), a recipe with its data (`experiment`), the mean chest of
+those (`chests`), trained networks (`trained`) and what is computed from them (`evaluation`, `curvature`, `shortcut`,
+`comparisons`, `predict`), blind guesses (`guesses`), grids of networks (`grid`), and running it all (`notebooks`,
+`series`, `executors`, `status`). It may import every room below; it knows no paper. Start reading at `experiment`.
 """
 
 import lazy_loader

@@ -1,6 +1,7 @@
 """Tuberculosis: teacher, student and their Grad-CAM boxes (arXiv 2512.11057).
 
-Inside: what the system is (`declaration`, with `presets`, `grid` and `report`), what the paper prints (`paper`),
+Inside: what the system is (`declaration`, with `settings`, `presets`, `grid` and `report`), what the student of maps
+learns from (`masks`), what the paper prints (`paper`),
 tables with both (`tables`), verdicts on its claims (`verdicts`), findings in words (`sentences`), and what the
 exercises of the notebooks run (`exercises`). Start reading at `declaration`.
 """
