@@ -11,7 +11,7 @@ from tbkd_utils.errors import ModelError, UsageError
 from tbkd_utils.localization.heatmaps import compute_heatmaps, flipped, multi_scale, own_map
 from tbkd_utils.models.decoders import Pyramid
 from tbkd_utils.models.losses import build_loss
-from tbkd_utils.models.networks import NETWORKS, build_network, find_network
+from tbkd_utils.models.networks import NETWORKS, build_network, early_layers, find_network
 
 NAME = "efficientnet_lite0_fpn"
 
@@ -63,6 +63,11 @@ def test_the_pyramid_adds_enlarged_coarse_features_to_fine_ones() -> None:
     fine, coarse = torch.rand(1, 1, 4, 6), torch.full((1, 1, 2, 3), 2.0)
     with torch.inference_mode():
         torch.testing.assert_close(pyramid([fine, coarse]), fine + 2, rtol=1e-4, atol=1e-4)
+
+
+def test_its_first_stages_are_those_of_the_body() -> None:
+    plain = early_layers("efficientnet_lite0", 4)
+    assert early_layers(NAME, 4) == tuple(f"body.{layer}" for layer in plain)
 
 
 # --- its loss ---------------------------------------------------------------------------------------------------------
