@@ -10,17 +10,16 @@ import pandas as pd
 
 from tbkd_utils.data.cache import Samples
 from tbkd_utils.errors import UsageError
+from tbkd_utils.experiments.chests import training_chest
 from tbkd_utils.experiments.evaluation import Localization, averaging, with_patients
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.localization.boxes import Boxes, boxes_from_json, boxes_to_json
 from tbkd_utils.localization.guesses import best_constant_boxes, guess_rows, upper_half, upper_halves, whole_image
-from tbkd_utils.localization.lungs import MeanChest, find_lungs, mean_chest
+from tbkd_utils.localization.lungs import find_lungs
 from tbkd_utils.localization.tables import summarize
 from tbkd_utils.metrics.statistics import bootstrap_interval, paired_permutation_test, patients_of
-from tbkd_utils.runs import Run, cached_result, cached_rows
+from tbkd_utils.runs import Run, cached_rows
 
-MOST_CHESTS = 400
-"""Of more training radiographs than that, as many make the mean chest, evenly spaced."""
 WHOLE, UPPER, LUNGS = "whole image", "upper half of the image", "upper halves of the lungs"
 CONSTANT = {"one constant box": 1, "two constant boxes": 2}
 """Guesses that need training boxes, and how many boxes each has."""
@@ -154,20 +153,11 @@ def _run(experiment: Experiment, kind: str, part: str) -> Run:
     return experiment.run_at(kind, settings | experiment.recipe.differences("data"))
 
 
-def _mean_chest(experiment: Experiment) -> MeanChest:
-    def compute() -> MeanChest:
-        pixels = experiment.full_train_as_tested.pixels
-        places = np.linspace(0, len(pixels) - 1, min(len(pixels), MOST_CHESTS)).round().astype(int)
-        return mean_chest([np.array(pixels[place]) for place in places.tolist()])
-
-    return cached_result(_run(experiment, "mean-chest", "training"), MeanChest, compute)
-
-
 def _lungs(experiment: Experiment, samples: Samples, part: str) -> pd.DataFrame:
     """The lungs of radiographs, a row each; see `BlindGuesses.lungs`."""
 
     def compute() -> pd.DataFrame:
-        mean = _mean_chest(experiment)
+        mean = training_chest(experiment)
         found = [find_lungs(np.array(samples.pixels[place]), mean) for place in range(len(samples))]
         rows = [
             (name, boxes_to_json(one.boxes), one.confidence, one.fallback)

@@ -112,9 +112,8 @@ def max_box_acc(
 
     value = metric(np.arange(len(hits)))["value"]
     clusters = patients_of(rows.drop_duplicates("name").sort_values("name"))  # in the order of the pivot
-    low, high = bootstrap_metric(metric, np.zeros(len(hits)), resamples=resamples, seed=seed, clusters=clusters)[
-        "value"
-    ]
+    ends = bootstrap_metric(metric, np.zeros(len(hits)), resamples=resamples, seed=seed, clusters=clusters)
+    low, high = ends["value"]
     return pd.DataFrame([{"metric": "max_box_acc_v2", "mean": value, "low": low, "high": high, "n": len(best)}])
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from power_cut import cut_in_second_epoch
 
 from tbkd_utils.errors import ModelError
 from tbkd_utils.experiments.experiment import Experiment
@@ -82,17 +83,7 @@ def test_too_many_stages_are_refused_before_a_teacher_is_trained(tmp_path: Path)
 def test_an_interrupted_training_resumes_to_the_same_bits(
     teacher: TrainedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = TrainingModule.training_step
-
-    def crash(self: TrainingModule, batch: object, index: int) -> torch.Tensor:
-        if self.current_epoch == 1 and index == 1:
-            raise OSError("power cut")
-        return step(self, batch, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", crash)
-        with pytest.raises(OSError, match="power cut"):
-            train(small(tmp_path), "teacher")
+    cut_in_second_epoch(monkeypatch, lambda: train(small(tmp_path), "teacher"))
     assert outcome(train(small(tmp_path), "teacher")) == outcome(teacher)
 
 

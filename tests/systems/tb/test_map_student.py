@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from power_cut import cut_in_second_epoch
 
 from tbkd_utils.data.cache import FilledBoxes
 from tbkd_utils.data.records import Radiograph
@@ -21,7 +22,6 @@ from tbkd_utils.localization.boxes import boxes_from_json
 from tbkd_utils.localization.heatmaps import compute_heatmaps, own_map
 from tbkd_utils.localization.lungs import Lungs
 from tbkd_utils.models.losses import build_loss
-from tbkd_utils.models.module import TrainingModule
 from tbkd_utils.models.networks import build_network, find_network
 from tbkd_utils.runs import file_sha256
 from tbkd_utils.systems.tb.masks import TbMasks, cleaned_boxes
@@ -206,17 +206,7 @@ def test_an_interrupted_training_resumes_to_the_same_bits(tmp_path: Path, monkey
     """With masks, frozen stages and a schedule, stopped in the middle of the second epoch."""
     how = {"map_epochs": 2, "mask_source": "lungs", "batch_size": 8}
     whole, cut = (Experiment.open("maps_smoke", out=tmp_path / name, overrides=how) for name in ("whole", "cut"))
-    step = TrainingModule.training_step
-
-    def crash(self: TrainingModule, batch: object, index: int) -> torch.Tensor:
-        if self.current_epoch == 1 and index == 1:
-            raise OSError("power cut")
-        return step(self, batch, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", crash)
-        with pytest.raises(OSError, match="power cut"):
-            train(cut, ROLE)
+    cut_in_second_epoch(monkeypatch, lambda: train(cut, ROLE))
     first, second = (train(one, ROLE) for one in (whole, cut))
     for name in ("best.safetensors", "last.safetensors", "history.csv"):
         assert file_sha256(first.run.file(name)) == file_sha256(second.run.file(name)), name
