@@ -73,15 +73,15 @@ def lab(prepared: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Itera
         path = folder / ".settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
-    port, marker = free_port(), "a-test"
-    command = ["jupyterlab", "--no-browser", f"--port={port}", f"--IdentityProvider.marker={marker}",
+    port, token = free_port(), "a-test"
+    command = ["jupyterlab", "--no-browser", f"--port={port}", f"--IdentityProvider.token={token}",
                f"--ServerApp.root_dir={folder}", "--ServerApp.port_retries=0", "--allow-root"]  # fmt: skip
     own = {
         "JUPYTERLAB_SETTINGS_DIR": str(folder / ".settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / ".workspaces"),
     }
-    with serving(command, own, folder / "server.log", f"http://127.0.0.1:{port}/api?marker={marker}"):
-        yield f"http://127.0.0.1:{port}/doc/tree/{{}}?marker={marker}"
+    with serving(command, own, folder / "server.log", f"http://127.0.0.1:{port}/api?token={token}"):
+        yield f"http://127.0.0.1:{port}/doc/tree/{{}}?token={token}"
 
 
 @pytest.fixture(scope="session")
