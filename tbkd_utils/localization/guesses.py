@@ -43,25 +43,15 @@ def upper_half(count: int, size: tuple[int, int]) -> list[Boxes]:
     return [np.array([[0, 0, size[1], size[0] / 2]], np.float32)] * count
 
 
-def upper_halves(lungs: Sequence[ArrayLike]) -> list[Boxes]:
-    """Guesses the upper half of each lung.
+def lower_halves(lungs: Sequence[ArrayLike]) -> list[Boxes]:
+    """Guesses the lower half of each lung, where it is as wide as its box. For upper halves see `lungs.Lungs.upper`.
 
     Args:
         lungs: The boxes of each image's lungs, n arrays (k, 4).
     """
-    return _halves(lungs, 3)
-
-
-def lower_halves(lungs: Sequence[ArrayLike]) -> list[Boxes]:
-    """Guesses the lower half of each lung; see `upper_halves`."""
-    return _halves(lungs, 1)
-
-
-def _halves(lungs: Sequence[ArrayLike], edge: int) -> list[Boxes]:
-    """Each lung cut at half its height: edge 1, the top, or 3, the bottom, moves there."""
     halves = [check_boxes(boxes, f"lungs of image {place}").copy() for place, boxes in enumerate(lungs)]
     for boxes in halves:
-        boxes[:, edge] = (boxes[:, 1] + boxes[:, 3]) / 2
+        boxes[:, 1] = (boxes[:, 1] + boxes[:, 3]) / 2
     return halves
 
 

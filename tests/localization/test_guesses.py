@@ -13,7 +13,6 @@ from tbkd_utils.localization.guesses import (
     guess_rows,
     lower_halves,
     upper_half,
-    upper_halves,
     whole_image,
 )
 from tbkd_utils.localization.scores import energy_inside, image_score
@@ -59,18 +58,6 @@ def test_the_lower_half_of_each_lung() -> None:
     np.testing.assert_array_equal(lungs[0], kept)
     with pytest.raises(UsageError, match="lungs of image 1"):
         lower_halves([kept, [[1, 2, 3]]])
-
-
-def test_the_upper_half_of_each_lung_is_what_the_lower_one_leaves() -> None:
-    lungs = [np.array([[2, 4, 10, 20], [12, 5, 20, 20]], np.float32), np.zeros((0, 4)), [[0, 0, 8, 30]]]
-    kept = lungs[0].copy()
-    found = upper_halves(lungs)
-    assert [one.tolist() for one in found] == [[[2, 4, 10, 12], [12, 5, 20, 12.5]], [], [[0, 0, 8, 15]]]
-    for upper, lower in zip(found, lower_halves(lungs), strict=True):
-        np.testing.assert_array_equal(upper[:, 3], lower[:, 1])
-    np.testing.assert_array_equal(lungs[0], kept)
-    with pytest.raises(UsageError, match="lungs of image 1"):
-        upper_halves([kept, [[1, 2, 3]]])
 
 
 def test_the_best_constant_boxes_by_hand() -> None:

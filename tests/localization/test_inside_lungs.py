@@ -7,7 +7,7 @@ from torch import nn
 
 from tbkd_utils.localization.boxes import PerLung, boxes_at_thresholds, boxes_from_heatmap, lung_boxes, normalize
 from tbkd_utils.localization.heatmaps import compute_heatmaps, inside_lungs
-from tbkd_utils.localization.lungs import Lungs, middle_of, soft_lungs
+from tbkd_utils.localization.lungs import lungs_of, middle_of, soft_lungs
 from tbkd_utils.localization.tables import score_rows, threshold_rows
 
 
@@ -45,10 +45,9 @@ def test_a_finer_map_keeps_its_grid_and_a_flat_lung_changes_nothing() -> None:
 
 
 def test_the_edge_of_a_lung_is_soft_and_its_middle_is_whole() -> None:
-    mask = np.zeros((200, 200), bool)
-    mask[50:150, 20:80] = True
-    mask[50:150, 120:180] = True
-    lungs = Lungs(mask, np.array([[20, 50, 80, 150], [120, 50, 180, 150]], np.float32), 1.0, fallback=False)
+    masks = np.zeros((2, 200, 200), bool)
+    masks[0, 50:150, 20:80] = masks[1, 50:150, 120:180] = True
+    mask, lungs = masks.any(axis=0), lungs_of(list(masks), 1.0)
     soft = soft_lungs(lungs)
     assert (soft.dtype, soft.shape) == (np.float32, (200, 200))
     assert soft[mask].min() > 0.95

@@ -8,7 +8,7 @@ import pytest
 
 from tbkd_utils.data.synthetic.chest import Patient, draw_chest, expose
 from tbkd_utils.errors import UsageError
-from tbkd_utils.localization.lungs import Lungs, MeanChest, find_lungs, mean_chest
+from tbkd_utils.localization.lungs import Lungs, MeanChest, find_lungs, lungs_of, mean_chest
 
 SIZE = 256
 Chest = tuple[np.ndarray, np.ndarray]  # uint8 image, bool lungs
@@ -28,6 +28,12 @@ def dice(first: np.ndarray, second: np.ndarray) -> float:
 def box_of(mask: np.ndarray) -> list[int]:
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+
+
+def share_in(mask: np.ndarray, box) -> float:
+    """How much of a box a mask covers."""
+    left, top, right, bottom = (int(edge) for edge in box)
+    return float(mask[top:bottom, left:right].mean())
 
 
 def moved(chest: Chest, scale: float, degrees: float, right: float, down: float) -> Chest:
@@ -122,7 +128,30 @@ def test_boxes_are_those_of_the_mask(mean: MeanChest, others: list[Chest]) -> No
         count, labels = cv2.connectedComponents(lungs.mask.astype(np.uint8))
         assert count == 3
         assert lungs.boxes.tolist() == sorted(box_of(labels == part) for part in (1, 2))
-        assert lungs.boxes.dtype == np.float32
+        assert lungs.boxes.dtype == lungs.upper.dtype == np.float32
+
+
+def test_the_upper_half_of_a_lung_is_as_wide_as_the_lung_is_there() -> None:
+    """Triangles of 10 rows, point up, one column wider on each side with every row; and a block of 5 rows."""
+    rows, columns = np.indices((20, 40))
+    triangle = (rows >= 4) & (rows < 14) & (np.abs(columns - 28) <= rows - 4)
+    block = (rows >= 2) & (rows < 7) & (columns >= 3) & (columns < 9)
+    lungs = lungs_of([triangle, block], 0.5)
+    assert lungs.boxes.tolist() == [[3, 2, 9, 7], [19, 4, 38, 14]]
+    assert lungs.upper.tolist() == [[3, 2, 9, 5], [24, 4, 33, 9]]  # of 5 rows, 3
+    assert (lungs.confidence, lungs.fallback) == (0.5, False)
+    assert np.array_equal(lungs.mask, triangle | block)
+
+
+def test_upper_halves_hold_more_lung_than_the_upper_halves_of_boxes(mean: MeanChest, others: list[Chest]) -> None:
+    for image, truth in others[:10]:
+        lungs = find_lungs(image, mean)
+        assert (lungs.upper[:, :2] >= lungs.boxes[:, :2]).all()
+        assert (lungs.upper[:, 2:] <= lungs.boxes[:, 2:]).all()
+        assert (lungs.upper[:, 1] == lungs.boxes[:, 1]).all()
+        for upper, box in zip(lungs.upper, lungs.boxes, strict=True):
+            half = [box[0], box[1], box[2], upper[3]]
+            assert share_in(truth, upper) > share_in(truth, half)
 
 
 @pytest.mark.parametrize(

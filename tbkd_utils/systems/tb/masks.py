@@ -19,7 +19,6 @@ from tbkd_utils.experiments.evaluation import activation_maps
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.trained import train
 from tbkd_utils.localization.boxes import Boxes, PerLung, boxes_from_json, boxes_to_json, lung_boxes, normalize
-from tbkd_utils.localization.guesses import upper_halves
 from tbkd_utils.localization.heatmaps import upsample
 from tbkd_utils.localization.lungs import Lungs, find_lungs, middle_of, soft_lungs
 from tbkd_utils.runs import Run, cached_rows
@@ -70,6 +69,8 @@ class TbMasks:
         own = {key: value for key, value in recipe.differences("maps").items() if key in DEPENDS}
         settings: dict[str, Any] = recipe.differences("data", "pixels", "evaluation") | own
         settings["fingerprint"] = experiment.fingerprint
+        if source == "lungs" or (source == "maps" and self.settings.anatomy):
+            settings["upper"] = "lung"  # as in `experiments.guesses`: not of the lungs' boxes
         if source == "maps":
             teachers = [self._teacher(seed) for seed in self.settings.map_teachers]
             settings |= _plain(recipe).differences("heatmaps")
@@ -128,7 +129,7 @@ class TbMasks:
     def _of_lungs(self) -> pd.DataFrame:
         samples = self._positives()
         lungs = self._lungs(samples)
-        return _rows(samples, upper_halves([one.boxes for one in lungs]), lungs)
+        return _rows(samples, [one.upper for one in lungs], lungs)
 
     def _of_boxes(self) -> pd.DataFrame:
         records = [one for one in self.experiment.train_records if len(one.boxes)]
@@ -149,8 +150,7 @@ def cleaned_boxes(heat: np.ndarray, lungs: Lungs, settings: Maps) -> Boxes:
     """
     inside = normalize(heat * soft_lungs(lungs))
     found = lung_boxes(inside, settings.map_threshold, PerLung(middle_of(lungs), settings.map_second_lung))  # (2, 4)
-    (upper,) = upper_halves([lungs.boxes])
-    mixed = (1 - settings.anatomy) * found + settings.anatomy * upper
+    mixed = (1 - settings.anatomy) * found + settings.anatomy * lungs.upper
     return mixed[np.isfinite(mixed[:, 0])].astype(np.float32)
 
 

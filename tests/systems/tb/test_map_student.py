@@ -20,7 +20,7 @@ from tbkd_utils.experiments.system import named_recipe
 from tbkd_utils.experiments.trained import TrainedNetwork, load_trained, train
 from tbkd_utils.localization.boxes import boxes_from_json
 from tbkd_utils.localization.heatmaps import compute_heatmaps, own_map
-from tbkd_utils.localization.lungs import Lungs
+from tbkd_utils.localization.lungs import Lungs, lungs_of
 from tbkd_utils.models.losses import build_loss
 from tbkd_utils.models.networks import build_network, find_network
 from tbkd_utils.runs import file_sha256
@@ -50,7 +50,7 @@ def student(experiment: Experiment) -> TrainedNetwork:
 def two_lungs() -> Lungs:
     mask = np.zeros((100, 100), bool)
     mask[20:80, 10:40] = mask[20:80, 60:90] = True
-    return Lungs(mask, np.array([[10, 20, 40, 80], [60, 20, 90, 80]], np.float32), 1.0, fallback=False)
+    return lungs_of([mask & (np.arange(100) < 50), mask & (np.arange(100) >= 50)], 1.0)
 
 
 def heat_at(*blocks: tuple[int, int, int, int, float]) -> np.ndarray:
