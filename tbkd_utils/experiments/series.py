@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -93,10 +93,11 @@ def plan(
         gathered = [_name(experiment, variant, trained_by) for variant in variants]
         steps += [trainings.pop(name) for name in dict.fromkeys(gathered) if name in trainings]
         needs = [trained_by[role] for role in entry.get("needs", ()) if trained_by.get(role, path.stem) != path.stem]
-        before = [step.name for step in steps] if entry.get("after") == "all" else [*needs, *gathered]
-        others = [name for name in dict.fromkeys(before) if name != path.stem]  # what it trains itself is no need
+        others = [name for name in dict.fromkeys([*needs, *gathered]) if name != path.stem]  # its own is no need
         steps.append(Step(NotebookJob.of(path, experiment), tuple(others)))
-    return steps
+    last = {path.stem for path, entry in said.items() if entry.get("after") == "all"}
+    first = tuple(step.name for step in steps if step.name not in last)
+    return [replace(step, after=first) if step.name in last else step for step in steps]
 
 
 def training_steps(

@@ -127,6 +127,32 @@ def energy_inside(heatmap: ArrayLike, gt: ArrayLike) -> float:
     return energy_of(*_one_map(heatmap, gt))
 
 
+def energy_in_mask(heatmap: ArrayLike, mask: ArrayLike) -> float:
+    """Share of the heatmap's positive energy inside a soft mask, such as that of the lungs.
+
+    A map that is the same everywhere gives the mask's mean, which is what looking nowhere in particular would give.
+
+    Args:
+        heatmap: (H, W), not normalized. Negative values count 0.
+        mask: (H, W), how much of each pixel is inside, 0 to 1.
+
+    Returns:
+        Share in [0, 1]; 0 for a map without positive value.
+
+    Raises:
+        UsageError: The map is not finite, or both are not (H, W), or the mask leaves [0, 1].
+    """
+    heat, inside = np.asarray(heatmap, np.float64), np.asarray(mask, np.float64)
+    if heat.ndim != 2 or heat.shape != inside.shape or not np.isfinite(heat).all():
+        raise UsageError(
+            f"expected a finite heatmap and a mask of one shape (H, W); got {heat.shape} and {inside.shape}, or nan"
+        )
+    if inside.size and not (inside.min() >= 0 and inside.max() <= 1 + 1e-6):
+        raise UsageError(f"a mask must lie in 0..1; got {inside.min():g} to {inside.max():g}")
+    energy = np.maximum(heat, 0) / max(float(heat.max(initial=0)), np.finfo(np.float32).tiny)
+    return min(float((energy * inside).sum() / energy.sum()), 1.0) if energy.any() else 0.0
+
+
 def average_score(
     score: NDArray[np.float64],
     n_gt: NDArray[Any],

@@ -144,6 +144,21 @@ def read_synthetic_lesions(root: str | Path) -> dict[str, tuple[str, ...]]:
     return _read_records(root, lambda record: tuple(str(lesion["kind"]) for lesion in record["lesions"]))
 
 
+def read_synthetic_samples(root: str | Path) -> dict[str, Sample]:
+    """What each image of a dataset from `write_synthetic` shows, by the image's name; `draw_lungs` takes it.
+
+    Raises:
+        DataError: If the folder has no readable synthetic.json.
+    """
+
+    def known(record: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
+        settings = {key: spec[key] for key in ("size", "marker_rate", "seed")}
+        return {"split": record["split"], "folder": record["class"], **settings}
+
+    records = read_drawn(Path(root) / "synthetic.json", known, "write_synthetic")
+    return {name: describe_sample(index=index_of(name), **record) for name, record in records.items()}
+
+
 def _read_records(root: str | Path, part: Callable[[dict[str, Any]], Part]) -> dict[str, Part]:
     """One part of every image's record in synthetic.json, by the image's name."""
     return read_drawn(Path(root) / "synthetic.json", lambda record, spec: part(record), "write_synthetic")

@@ -83,6 +83,11 @@ def describe_sample(
     return Sample(name, split, folder, index, seed, size, patient, finding, tuple(lesions), marker)
 
 
+def index_of(name: str) -> int:
+    """Returns the index within split and class that `describe_sample` made a name from, such as `tb/tb0007.png`."""
+    return (int("".join(filter(str.isdigit, name))) - 1) // 2
+
+
 def render_sample(sample: Sample, *, finding: bool = True, marker: bool = True) -> NDArray[np.uint8]:
     """Draw a sample as an 8-bit gray image (size, size), with or without its finding and its marker.
 
@@ -106,6 +111,12 @@ def render_sample(sample: Sample, *, finding: bool = True, marker: bool = True) 
         image[y0:y1, x0 : x0 + stroke] = 250  # an L is an upright and a foot
         image[y1 - stroke : y1, x0:x1] = 250
     return image
+
+
+def draw_lungs(sample: Sample) -> NDArray[np.bool_]:
+    """Returns where the air of a sample's lungs is, bool (size, size): what finding them is measured against."""
+    rng = _rng(sample.seed, sample.split, sample.folder, sample.index, "chest")
+    return np.asarray(draw_chest(sample.patient, rng, sample.size).lungs > 0.5)
 
 
 _STREAMS = {"patient": 0, "chest": 1, "noise": 2, "finding": 3, "opacity": 4, "marker": 5}
