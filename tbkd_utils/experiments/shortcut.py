@@ -93,7 +93,7 @@ def painted_over(pixels: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 def has_markers(experiment: Experiment) -> bool:
     """Whether a marker is known and in sight on a test radiograph: only on this package's drawings."""
-    return experiment.synthetic and bool(_in_sight(experiment.test, read_synthetic_markers(experiment.root))[0])
+    return experiment.synthetic and bool(markers_in_sight(experiment.test, read_synthetic_markers(experiment.root))[0])
 
 
 def shortcut_effect(experiment: Experiment, trained: TrainedNetwork) -> Shortcut:
@@ -106,7 +106,7 @@ def shortcut_effect(experiment: Experiment, trained: TrainedNetwork) -> Shortcut
     experiment = experiment.for_role(trained.role)
     recipe = experiment.recipe
     markers = read_synthetic_markers(experiment.root) if experiment.synthetic else {}
-    places, boxes = _in_sight(experiment.test, markers)
+    places, boxes = markers_in_sight(experiment.test, markers)
     if not places:
         raise UsageError(
             f"{experiment.root}: no marker is known in these radiographs, so none can be painted over. Use a recipe "
@@ -145,7 +145,7 @@ def marker_energy(found: Localization, markers: Mapping[str, np.ndarray | None])
         One row per scored radiograph that shows a marker inside the crop: name, energy (0 to 1), marker_area (share of
         the crop).
     """
-    places, boxes = _in_sight(found.samples, markers)
+    places, boxes = markers_in_sight(found.samples, markers)
     rows = [
         (found.samples.names[place], energy_inside(found.heatmaps[place], box[None]), _area(box, found.samples))
         for place, box in zip(places, boxes, strict=True)
@@ -174,8 +174,16 @@ def shortcut_table(experiment: Experiment, found: Sequence[Localization]) -> pd.
     return pd.DataFrame(rows, columns=columns)
 
 
-def _in_sight(samples: Samples, markers: Mapping[str, np.ndarray | None]) -> tuple[list[int], list[np.ndarray]]:
-    """Positions of the radiographs with a marker inside the crop, and their markers there, float32 (4,) each."""
+def markers_in_sight(samples: Samples, markers: Mapping[str, np.ndarray | None]) -> tuple[list[int], list[np.ndarray]]:
+    """Returns the positions of the radiographs with a marker inside the crop, and their markers there.
+
+    Args:
+        samples: Radiographs.
+        markers: From `read_synthetic_markers`.
+
+    Returns:
+        Positions, and as many boxes float32 (4,) xyxy in pixels of the crop.
+    """
     places, boxes = [], []
     for place, (name, geometry) in enumerate(zip(samples.names, samples.geometries, strict=True)):
         marker = markers.get(name)

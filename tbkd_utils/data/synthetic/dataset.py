@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from tbkd_utils.data.synthetic.sample import CLASSES, SPLITS, Sample, describe_sample, render_sample
+from tbkd_utils.data.synthetic.sample import CLASSES, SPLITS, Sample, describe_sample, index_of, render_sample
 from tbkd_utils.errors import DataError
 
 Part = TypeVar("Part")
