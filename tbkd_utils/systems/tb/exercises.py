@@ -8,11 +8,17 @@ import torch.nn.functional as F
 
 from tbkd_utils.curvature.landscape import loss_along
 from tbkd_utils.curvature.spectrum import Spectrum
+from tbkd_utils.data.synthetic.dataset import read_synthetic_samples
+from tbkd_utils.data.synthetic.sample import draw_lungs
+from tbkd_utils.experiments.audit import lungs_of
 from tbkd_utils.experiments.comparisons import image_scores
 from tbkd_utils.experiments.curvature import hessian_batches
 from tbkd_utils.experiments.evaluation import Localization
 from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.sources import sources_of, tb_shares
 from tbkd_utils.experiments.trained import TrainedNetwork
+from tbkd_utils.localization.paintings import LUNGS, paint_region, region_of
+from tbkd_utils.metrics.operating import area_table
 
 
 def by_lesion_size(found: Mapping[str, Localization], groups: int = 3) -> pd.DataFrame:
@@ -102,3 +108,84 @@ def quadratic_check(
     both = loss[1:].reshape(2, -1).mean(axis=0)  # (steps,)
     expected = float(found.eigenvalues[0]) * reach**2 / 2
     return pd.DataFrame({"step": reach, "measured": both - loss[0], "expected": expected})
+
+
+def gray_areas(experiment: Experiment) -> pd.DataFrame:
+    """Asks what a single gray tells of TB: the mean of the lungs, and the mean of what stays when they are covered.
+
+    Returns:
+        Two rows: gray, auc (of the gray alone, the brighter the more TB), low, high, n.
+
+    Raises:
+        UsageError: If the test radiographs are all of one class, or no lungs can be found.
+    """
+    samples = experiment.test
+    lungs = lungs_of(experiment, samples)
+    pixels = np.array(samples.pixels)
+    grays = {
+        "of the lungs": [image[one.mask].mean() for image, one in zip(pixels, lungs, strict=True)],
+        "of what stays": [paint_region(i, region_of(LUNGS, one)).gray for i, one in zip(pixels, lungs, strict=True)],
+    }
+    rows, label = [], (samples.targets == experiment.task.explained).astype(int)
+    for name, gray in grays.items():
+        table = pd.DataFrame({"label": label, "probability": np.array(gray) / 255})
+        area = area_table(table, **experiment.recipe.resampling).set_index("metric").loc["roc_auc"]
+        rows.append((name, area["value"], area["low"], area["high"], len(table)))
+    return pd.DataFrame(rows, columns=["gray", "auc", "low", "high", "n"])
+
+
+def source_told(experiment: Experiment, audited: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Asks whether p(TB) tells the source with the most TB in training from the others, for each painting.
+
+    Args:
+        experiment: Recipe and data.
+        audited: Network to its `audit.audit_rows`.
+
+    Returns:
+        One row per network and painting: painted, network, source, auc (a guess has 0.5), low, high, n; none where all
+        test radiographs are of one source.
+    """
+    shares = tb_shares(experiment)
+    source = dict(zip(experiment.test.names, sources_of(experiment, experiment.test), strict=True))
+    here = shares.reindex(sorted(set(source.values()))).dropna()
+    rows = []
+    for network, table in audited.items() if len(set(source.values())) > 1 and len(here) else ():
+        most = here.idxmax()
+        told = table.assign(label=(table["name"].map(source) == most).astype(int))
+        for painted, part in told.groupby("painted", sort=False):
+            area = area_table(part, **experiment.recipe.resampling).set_index("metric").loc["roc_auc"]
+            rows.append((painted, network, most, area["value"], area["low"], area["high"], len(part)))
+    return pd.DataFrame(rows, columns=["painted", "network", "source", "auc", "low", "high", "n"])
+
+
+def lung_check(experiment: Experiment) -> pd.DataFrame:
+    """Measures how well lungs are found, and how much of the disease the paint on them covers.
+
+    Returns:
+        One row per measure: measure, mean, lowest, n. `Dice` of the lungs found and drawn, and `lungs covered` (share of
+        the drawn lungs under the paint) are known on drawings alone. `lesions covered` is the share of the area of a
+        radiograph's ground-truth boxes, which nothing but this measure reads; `lungs found` the share of radiographs
+        that align to the mean chest.
+    """
+    samples = experiment.test
+    known = read_synthetic_samples(experiment.root) if experiment.synthetic else {}
+    values: dict[str, list[float]] = {"Dice": [], "lungs covered": [], "lesions covered": [], "lungs found": []}
+    for place, lungs in enumerate(lungs_of(experiment, samples)):
+        covered = region_of(LUNGS, lungs)
+        values["lungs found"].append(float(not lungs.fallback))
+        if samples.names[place] in known:
+            drawn = samples.geometries[place].mask(draw_lungs(known[samples.names[place]])) > 0
+            values["Dice"].append(2 * float((drawn & lungs.mask).sum()) / float(drawn.sum() + lungs.mask.sum()))
+            values["lungs covered"].append(float(covered[drawn].mean()))
+        if len(samples.boxes[place]):
+            values["lesions covered"].append(float(covered[_filled(samples.boxes[place], covered.shape)].mean()))
+    rows = [(name, np.mean(one), np.min(one), len(one)) for name, one in values.items() if one]
+    return pd.DataFrame(rows, columns=["measure", "mean", "lowest", "n"])
+
+
+def _filled(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The union of boxes as a mask, bool (h, w)."""
+    mask = np.zeros(shape, bool)
+    for left, top, right, bottom in np.rint(boxes).astype(int):
+        mask[top : max(bottom, top + 1), left : max(right, left + 1)] = True
+    return mask
