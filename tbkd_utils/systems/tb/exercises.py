@@ -162,7 +162,7 @@ def lung_check(experiment: Experiment) -> pd.DataFrame:
     """Measures how well lungs are found, and how much of the disease the paint on them covers.
 
     Returns:
-        One row per measure: measure, mean, lowest, n. `Dice` of the lungs found and drawn, and `lungs covered` (share of
+        One row per measure: measure, mean, lowest, n. `Dice` of lungs found and drawn, and `lungs covered` (share of
         the drawn lungs under the paint) are known on drawings alone. `lesions covered` is the share of the area of a
         radiograph's ground-truth boxes, which nothing but this measure reads; `lungs found` the share of radiographs
         that align to the mean chest.
