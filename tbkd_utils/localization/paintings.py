@@ -47,8 +47,7 @@ def paint_region(image: Image, region: NDArray[np.bool_]) -> Painted:
         )
     if not region.any():
         return Painted(np.array(image), float(image.mean()), 0.0)
-    distance = cv2.distanceTransform((~region).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    share = np.clip(1 - distance / (_edge(image) + 1), 0, 1)  # (h, w) of paint: 1 inside, 0 where a pixel stays
+    share = np.clip(1 - _distance(region) / _edge(image), 0, 1)  # (h, w) of paint: 1 inside, 0 where a pixel stays
     if share.all():
         raise UsageError("the region covers the whole radiograph, so that there is no gray to paint it with")
     gray = float(image[share == 0].mean())
@@ -93,5 +92,10 @@ def _edge(image: NDArray) -> int:
 
 
 def _grown(mask: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    return cv2.dilate(mask.astype(np.uint8), kernel) > 0
+    return np.asarray(_distance(mask) <= radius)
+
+
+def _distance(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """How far each pixel is from the mask, in pixels; 0 inside."""
+    found = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return np.asarray(found, np.float32)

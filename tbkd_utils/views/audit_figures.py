@@ -31,7 +31,7 @@ def painted_examples(experiment: Experiment, audited: Mapping[str, pd.DataFrame]
     places = _middle_ones(experiment, next(iter(audited.values())))
     samples = experiment.test.subset(list(places.values()))
     made = paintings(samples, lungs_of(experiment, samples), known_markers(experiment))
-    figure = Figure(figsize=(1.95 * len(made) + 0.4, 2.15 * len(places)), dpi=IMAGE_DPI, layout="constrained")
+    figure = Figure(figsize=(1.8 * len(made) + 0.4, 2.0 * len(places)), dpi=IMAGE_DPI, layout="constrained")
     grid = figure.subplots(len(places), len(made), squeeze=False)
     for column, (painted, (given, _)) in zip(grid.T, made.items(), strict=True):
         column[0].set_title("as it is" if painted == NOTHING else f"painted:\n{painted}", fontsize=11)

@@ -280,3 +280,15 @@ def test_radiographs_that_changed_under_the_same_name_are_said(tmp_path: Path) -
     note_dataset(Experiment.open("smoke", data, tmp_path / "out", overrides), lines.append)
     assert len(lines) == 1
     assert f"The radiographs of {data} changed since the last run" in lines[0]
+
+
+def test_a_report_waits_for_notebooks_after_it_too(tmp_path: Path) -> None:
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    write_notebook(folder / "01_first.ipynb", "1 + 1", trains="teacher")
+    write_notebook(folder / "10_report.ipynb", "1 + 1", after="all")
+    write_notebook(folder / "11_other_report.ipynb", "1 + 1", after="all")
+    write_notebook(folder / "12_audit.ipynb", "1 + 1", needs=["teacher"])
+    after = {step.name: step.after for step in plan(Experiment.open("smoke", out=tmp_path), folder)}
+    assert after["10_report"] == after["11_other_report"] == ("01_first", "12_audit")
+    assert after["12_audit"] == ("01_first",)
