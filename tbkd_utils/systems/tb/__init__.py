@@ -2,8 +2,8 @@
 
 Inside: what the system is (`declaration`, with `settings`, `presets`, `grid` and `report`), what the student of maps
 learns from (`masks`), what the paper prints (`paper`),
-tables with both (`tables`), verdicts on its claims (`verdicts`), findings in words (`sentences`), and what the
-exercises of the notebooks run (`exercises`). Start reading at `declaration`.
+tables with both (`tables`), verdicts on its claims (`verdicts`), findings in words (`sentences`, and `leaning` for the
+shortcut audit), and what the exercises of the notebooks run (`exercises`). Start reading at `declaration`.
 """
 
 import lazy_loader

@@ -146,7 +146,8 @@ def answer_sentences(answers: pd.DataFrame) -> str:
         elif len(shown) > 1:
             answer = "one localizes better; the measures of leaning do not agree"
         else:
-            answer = "the better localizer leans less" if shown == {better} else "the better localizer leans more"
+            count = sum(sign != 0 for sign in less.values())
+            answer = f"the better localizer leans {'less' if shown == {better} else 'more'}, by {count} of {len(less)} measures"
         lines.append(f"Answer for {comparison}: {answer}.")
     return _bullets(lines)
 
