@@ -1,9 +1,9 @@
 """Views: what people look at.
 
 Inside: figures (`figures`, `ablation_figures`, `classifier_figures`, `curvature_figures`, `teaching_figures`,
-`audit_figures`, `overlays`), explorers with controls (`explorers`, `classifier_explorers`), the HTML report (`page`), files for
-annotation tools (`export`), and saving (`save`). It may import `experiments` and what lies below; it knows no paper.
-Start reading at `figures`.
+`audit_figures`, `overlays`), explorers with controls (`explorers`, `classifier_explorers`), the HTML report (`page`),
+files for annotation tools (`export`), and saving (`save`). It may import `experiments` and what lies below; it knows no
+paper. Start reading at `figures`.
 """
 
 import lazy_loader

@@ -10,9 +10,17 @@ from torch import nn
 
 from tbkd_utils.experiments.evaluation import localization
 from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.sources import WITH, sources_of
 from tbkd_utils.experiments.trained import train
 from tbkd_utils.systems.tb import exercises
-from tbkd_utils.systems.tb.exercises import by_lesion_size, quadratic_check, split_halves
+from tbkd_utils.systems.tb.exercises import (
+    by_lesion_size,
+    gray_areas,
+    lung_check,
+    quadratic_check,
+    source_told,
+    split_halves,
+)
 
 
 def boxed(widths: list[int], scores: list[float]) -> SimpleNamespace:
@@ -83,3 +91,21 @@ def test_a_quadratic_loss_rises_as_its_eigenvalue_says(smoke: Experiment, monkey
     table = quadratic_check(smoke, SimpleNamespace(model=lambda: model), spectrum, [0.1, 1.0])  # type: ignore[arg-type]
     np.testing.assert_allclose(table["measured"], table["expected"])
     np.testing.assert_allclose(table["expected"], [0.045, 4.5])
+
+
+def test_the_paint_and_the_lungs_are_checked(tmp_path_factory: pytest.TempPathFactory) -> None:
+    drawn = {"synthetic_size": 160, "resize": 146, "crop": 128, "resamples": 100}
+    experiment = Experiment.open("smoke", out=tmp_path_factory.mktemp("lungs"), overrides=drawn)
+    check = lung_check(experiment).set_index("measure")
+    assert check.loc["Dice", "mean"] > 0.8
+    assert check.loc["lungs covered", "mean"] > check.loc["Dice", "mean"]  # the paint has a margin
+    assert check["n"].to_dict() == {"Dice": 16, "lungs covered": 16, "lesions covered": 8, "lungs found": 16}
+    assert list(gray_areas(experiment)["gray"]) == ["of the lungs", "of what stays"]
+
+
+def test_a_network_that_says_where_the_marker_is_tells_the_source(smoke: Experiment) -> None:
+    source = sources_of(smoke, smoke.test)
+    rows = pd.DataFrame({"painted": "lungs", "name": smoke.test.names, "label": 0})
+    rows["probability"] = np.where(source == WITH, 0.9, 0.2)
+    told = source_told(smoke, {"teacher": rows}).iloc[0]
+    assert (told["source"], told["auc"], told["n"]) == (WITH, 1.0, 16)
