@@ -81,8 +81,9 @@ def region_of(what: str, lungs: Lungs, *, width: float = FRAME_WIDTH) -> NDArray
     if what == REST:
         return ~_grown(lungs.mask, 2 * edge)
     side = round(width * min(lungs.mask.shape))
-    frame = np.ones(lungs.mask.shape, bool)
-    frame[side : frame.shape[0] - side, side : frame.shape[1] - side] = False
+    height, across = lungs.mask.shape
+    frame = np.ones((height, across), bool)
+    frame[side : height - side, side : across - side] = False
     return frame
 
 

@@ -34,7 +34,7 @@ class Ridge:
 def thumbnails(pixels: NDArray[np.uint8], side: int = SIDE) -> NDArray[np.float64]:
     """Returns radiographs uint8 (n, h, w) as features (n, side * side) in 0..1, each a mean over an area."""
     small = [cv2.resize(np.asarray(image), (side, side), interpolation=cv2.INTER_AREA) for image in pixels]
-    return np.reshape(small, (len(small), side * side)) / 255.0
+    return np.asarray(small, np.float64).reshape(len(small), side * side) / 255
 
 
 def fit_ridge(

@@ -60,7 +60,8 @@ def painting_sentences(table: pd.DataFrame) -> str:
         table: From `audit.audit_table`.
     """
     lines = []
-    for network, part in table.groupby("network", sort=False):
+    for network in dict.fromkeys(table["network"]):
+        part = table[table["network"] == network]
         rows = part.set_index("painted").to_dict("index")
         whole, lungs, rest = rows[NOTHING], rows[LUNGS], rows[REST]
         if not np.isfinite(whole["auc"]):
@@ -104,7 +105,8 @@ def swapping_sentences(swapped: pd.DataFrame, told: pd.DataFrame) -> str:
             f"guess {named['blind']:.0%}). By its source alone, TB is told with an AUC of {_with_ends(own, 'value')}; "
             f"by the source that 16 x 16 pixels name, {_with_ends(read, 'value')}."
         )
-    for network, part in swapped.groupby("network", sort=False):
+    for network in dict.fromkeys(swapped["network"]):
+        part = swapped[swapped["network"] == network]
         rows = part[part["tb_from"] == "any"].set_index("no_tb_from").to_dict("index")
         trained, turned, same = rows[AS_TRAINED], rows[SWAPPED], rows[SAME]
         if not (np.isfinite(trained["auc"]) and np.isfinite(turned["auc"])):
@@ -146,8 +148,8 @@ def answer_sentences(answers: pd.DataFrame) -> str:
         elif len(shown) > 1:
             answer = "one localizes better; the measures of leaning do not agree"
         else:
-            count = sum(sign != 0 for sign in less.values())
-            answer = f"the better localizer leans {'less' if shown == {better} else 'more'}, by {count} of {len(less)} measures"
+            count, more = sum(sign != 0 for sign in less.values()), "less" if shown == {better} else "more"
+            answer = f"the better localizer leans {more}, by {count} of {len(less)} measures"
         lines.append(f"Answer for {comparison}: {answer}.")
     return _bullets(lines)
 
