@@ -32,7 +32,7 @@ from tbkd_utils.localization.heatmaps import (
     upsample,
 )
 from tbkd_utils.localization.scores import mean_iou
-from tbkd_utils.localization.tables import max_box_acc, score_rows, summarize, threshold_rows
+from tbkd_utils.localization.tables import ROWS_FORMAT, max_box_acc, score_rows, summarize, threshold_rows
 from tbkd_utils.metrics.classification import classification_rows, classification_summary
 from tbkd_utils.models.losses import logits_of
 from tbkd_utils.runs import Run, cached_rows, read_tensors, write_csv, write_tensors
@@ -266,7 +266,8 @@ def _localized(
             write_tensors(heat.file("maps.safetensors"), {"maps": computed})
     maps = read_tensors(heat.file("maps.safetensors"))["maps"].numpy()
 
-    run = experiment.run_at("localization", {"heatmaps": heat.path.name} | recipe.differences("scores"))
+    made_from = {"heatmaps": heat.path.name, "rows": ROWS_FORMAT}
+    run = experiment.run_at("localization", made_from | recipe.differences("scores"))
     found = Localization(trained.role, samples, maps, min_area, run, experiment)
     with run.making() as needed:
         if needed:

@@ -27,8 +27,8 @@ def iou_matrix(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
 def image_score(gt: ArrayLike, pred: ArrayLike) -> float:
     """Score of one image by Algorithms 2-3: the mean of the len(gt) largest IoUs among all (gt, pred) pairs.
 
-    One prediction may count for several lesions and a poor prediction costs nothing, which `matched_score`
-    mends in part. With a prediction there are always len(gt) pairs or more; without one the score is 0.
+    One prediction may count for several lesions and a poor prediction costs nothing: more boxes never lower the score.
+    `matched_score` mends both. With a prediction there are always len(gt) pairs or more; without one the score is 0.
 
     Args:
         gt: (m, 4) ground truth, m >= 1.
@@ -45,10 +45,11 @@ def image_score(gt: ArrayLike, pred: ArrayLike) -> float:
 
 
 def matched_score(gt: ArrayLike, pred: ArrayLike) -> float:
-    """As `image_score` with a one-to-one assignment: the largest sum of IoUs (Hungarian method) over len(gt).
+    """One-to-one IoU of one image: a lesion and a prediction of its own count their IoU, whatever is left over counts 0.
 
-    A lesion without a prediction of its own counts 0; surplus predictions cost nothing. Never above
-    `image_score`.
+    The largest sum of IoUs over pairs (Hungarian method), divided by the number of lesions or of predictions, whichever
+    is larger. So a missed lesion costs, and so does a surplus prediction. Never above `image_score`, which says more of
+    arguments and errors.
     """
     return scores_of(check_truth(gt), check_boxes(pred, "predictions"))[1]
 
@@ -186,7 +187,7 @@ def scores_of(gt: Boxes, pred: Boxes) -> tuple[float, float, float]:
         return 0.0, 0.0, 0.0
     iou = _iou(gt, pred)
     kept = np.sort(iou, axis=None)[-len(gt) :]
-    matched = float(iou[linear_sum_assignment(iou, maximize=True)].sum()) / len(gt)
+    matched = float(iou[linear_sum_assignment(iou, maximize=True)].sum()) / max(iou.shape)
     return float(kept.mean()), matched, float(kept[-1])
 
 

@@ -26,6 +26,8 @@ from tbkd_utils.metrics.statistics import bootstrap_interval, bootstrap_metric, 
 
 DELTAS = (0.3, 0.5, 0.7)
 """IoU levels of MaxBoxAccV2 (Choe et al., CVPR 2020)."""
+ROWS_FORMAT = 2
+"""Of rows on disk; raise it when a column changes its meaning, so that old ones are made anew."""
 SCORES = ("score", "matched", "best_iou", "hit_30", "hit_50", "hit_70", "pointing", "energy", "n_pred", "no_box")
 """What `summarize` averages over images; "score" averages to the paper's mIOU."""
 
@@ -41,7 +43,7 @@ def threshold_rows(
     method: str = "minmax",
     lungs: Sequence[PerLung] | None = None,
 ) -> pd.DataFrame:
-    """One row per image and threshold: name, threshold, n_gt, n_pred, score (Algorithm 2), matched, best_iou.
+    """One row per image and threshold: name, threshold, n_gt, n_pred, score (Algorithm 2), matched (one-to-one), best_iou.
 
     Args:
         names: n names.
@@ -143,9 +145,9 @@ def score_rows(
         lungs: As in `threshold_rows`.
 
     Returns:
-        Columns name, n_gt, n_pred, score (Algorithm 2), matched, best_iou, hit_30, hit_50, hit_70 (1 if
-        best_iou reaches 0.3, 0.5, 0.7), pointing (0 or 1), energy, boxes (predictions) and gt_boxes, both for
-        `boxes_from_json`.
+        Columns name, n_gt, n_pred, score (Algorithm 2), matched (one-to-one; missed and surplus boxes count 0), best_iou,
+        hit_30, hit_50, hit_70 (1 if best_iou reaches 0.3, 0.5, 0.7), pointing (0 or 1), energy, boxes (predictions) and
+        gt_boxes, both for `boxes_from_json`.
 
     Raises:
         UsageError: As `threshold_rows`.

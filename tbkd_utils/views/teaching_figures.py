@@ -144,7 +144,7 @@ def _iou_table(axes: Axes) -> None:
                       weight="bold" if counted else "normal")  # fmt: skip
     paper, matched = image_score(LESIONS, PREDICTED), matched_score(LESIONS, PREDICTED)
     axes.text(0.05, 3.05, f"the paper's score: mean of the {len(LESIONS)} best, framed = {paper:.2f}", fontsize=10.5)
-    axes.text(0.05, 3.55, f"one box for each lesion (matched) = {matched:.2f}", fontsize=10.5)
+    axes.text(0.05, 3.55, f"one to one, what is left over counts 0 (matched) = {matched:.2f}", fontsize=10.5)
 
 
 def sharp_and_flat() -> Figure:

@@ -205,6 +205,15 @@ def test_every_number_of_a_row_is_computed_from_its_boxes(found: Localization) -
         assert row.energy == energy_inside(heat, gt)
 
 
+def test_rows_whose_columns_meant_something_else_are_not_believed(
+    smoke: Experiment, found: Localization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ROWS_FORMAT", module.ROWS_FORMAT - 1)
+    older = localization(smoke, train(smoke, found.role))
+    assert older.run.path != found.run.path
+    assert older.run.settings["heatmaps"] == found.run.settings["heatmaps"]  # those are not made again
+
+
 def test_every_number_of_the_summary_is_computed_from_the_rows(smoke: Experiment, found: Localization) -> None:
     rows = pd.read_csv(found.run.file("rows.csv"))
     rows["no_box"] = rows["n_pred"] == 0

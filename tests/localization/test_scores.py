@@ -88,7 +88,7 @@ def test_matched_score_is_the_best_of_all_assignments(gt, pred):
     rows = iou if len(gt) <= len(pred) else iou.T
     picks = itertools.permutations(range(rows.shape[1]), len(rows))
     best = max((sum(rows[i, j] for i, j in enumerate(pick)) for pick in picks), default=0.0)
-    assert matched_score(gt, pred) == pytest.approx(best / len(gt))
+    assert matched_score(gt, pred) == pytest.approx(best / max(len(gt), len(pred)))
     assert matched_score(gt, pred) <= image_score(gt, pred) + 1e-12
 
 
@@ -97,6 +97,17 @@ def test_one_prediction_over_two_lesions_counts_twice_only_in_the_papers_score()
     assert image_score(gt, pred) == 0.5
     assert matched_score(gt, pred) == 0.25
     assert image_score(gt, [*pred, [0, 20, 5, 25]]) == 0.5  # a poor prediction costs nothing
+
+
+def test_only_the_strict_score_counts_what_is_left_over():
+    lesion, half, away = [0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60]
+    assert matched_score([lesion], [lesion]) == 1.0
+    assert matched_score([lesion], [lesion, away]) == 1 / 2  # a surplus box
+    assert matched_score([lesion], [lesion, half]) == 1 / 2  # a second box on the same lesion is surplus too
+    assert matched_score([lesion, away], [lesion]) == 1 / 2  # a missed lesion
+    assert matched_score([lesion, away], [half, away]) == 3 / 4  # nothing left over: (1/2 + 1) / 2
+    assert matched_score([lesion, away], [half, away, half, [70, 0, 80, 9]]) == 3 / 8
+    assert image_score([lesion, away], [half, away, half, [70, 0, 80, 9]]) == 3 / 4
 
 
 def test_perfect_and_empty_predictions():
