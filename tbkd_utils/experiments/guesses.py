@@ -16,7 +16,7 @@ from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.localization.boxes import Boxes, boxes_from_json, boxes_to_json
 from tbkd_utils.localization.guesses import best_constant_boxes, guess_rows, upper_half, whole_image
 from tbkd_utils.localization.lungs import find_lungs
-from tbkd_utils.localization.tables import summarize
+from tbkd_utils.localization.tables import ROWS_FORMAT, summarize
 from tbkd_utils.metrics.statistics import bootstrap_interval, paired_permutation_test, patients_of
 from tbkd_utils.runs import Run, cached_rows
 
@@ -34,7 +34,8 @@ class BlindGuesses:
     Attributes:
         rows: One row per guess and radiograph: the columns of `localization.tables.score_rows`, and guess.
         training: The same of the box-free guesses on the training radiographs that have a box; maybe no row.
-        lungs: One row per test radiograph with a box: name, boxes, upper (for `boxes_from_json`), confidence, fallback.
+        lungs: One row per test radiograph with a box: name, boxes, upper (for `boxes_from_json`), confidence, fallback;
+            no row if the training radiographs have no mean chest, as when they are too few.
         experiment: Recipe and data.
     """
 
@@ -45,9 +46,12 @@ class BlindGuesses:
 
     @cached_property
     def best(self) -> str:
-        """The box-free guess of the highest mIOU on the training radiographs; the lungs where those have no box."""
+        """The box-free guess of the highest mIOU on the training radiographs.
+
+        Where those have no box: the lungs, or the upper half of the image if no lungs were found.
+        """
         if self.training.empty:
-            return LUNGS
+            return UPPER if self.missing else LUNGS
         return str(self.training.groupby("guess", sort=False)["score"].mean().idxmax())
 
     def of(self, guess: str) -> pd.DataFrame:
@@ -69,6 +73,24 @@ class BlindGuesses:
         return "best box-free guess" if guess == self.best else "box-free guess"
 
     @property
+    def missing(self) -> str:
+        """Says which guess is missing and why, as a sentence; empty if none is."""
+        if len(self.lungs):
+            return ""
+        return (
+            f"There is no guess from the {LUNGS}: the training radiographs have no mean chest with two lungs, by which "
+            "lungs are found."
+        )
+
+    def scores(self, guess: str) -> pd.DataFrame:
+        """Returns every metric of one guess with its interval, as `Localization.scores` does of a network.
+
+        Raises:
+            UsageError: If there is none of this name.
+        """
+        return summarize(self.of(guess), **self.experiment.recipe.resampling, **averaging(self.experiment))
+
+    @property
     def line(self) -> tuple[str, float]:
         """The best box-free guess and its mIOU, as figures draw it."""
         summary = summarize(self.of(self.best), resamples=1, **averaging(self.experiment)).set_index("metric")
@@ -78,11 +100,11 @@ class BlindGuesses:
 def blind_guesses(experiment: Experiment) -> BlindGuesses:
     """Scores the blind guesses; computed once and kept.
 
-    Lungs are found by alignment to the mean chest of training radiographs, so from no annotation. Constant boxes come
-    from training boxes, and are left out where there are none.
+    Lungs are found by alignment to the mean chest of training radiographs, so from no annotation; where there is no mean
+    chest, their guess is left out. Constant boxes come from training boxes, and are left out where there are none.
 
     Raises:
-        UsageError: If no test radiograph has a box, or the training radiographs have no mean chest with two lungs.
+        UsageError: If no test radiograph has a box.
         RunError: If a run folder cannot be written.
     """
     train, tested = _boxed(experiment.full_train_as_tested), _boxed(experiment.test)
@@ -97,16 +119,15 @@ def blind_table(guesses: BlindGuesses, networks: Mapping[str, Localization] | No
     """Sets blind guesses and networks into one table.
 
     Returns:
-        One row per guess or network: guess_or_network, kind, miou, low, high, matched (one-to-one IoU), matched_low,
-        matched_high (95% over radiographs, or patients where known), boxes (per radiograph), n.
+        One row per guess or network: guess_or_network, kind, miou, low, high, matched (one-to-one IoU; missed and
+        surplus boxes count 0), matched_low, matched_high (95% over radiographs, or patients where known), boxes (per
+        radiograph), n.
     """
-    found = {guess: guesses.of(guess) for guess in dict.fromkeys(guesses.rows["guess"])}
-    found |= {name: one.rows for name, one in (networks or {}).items()}
+    found = {guess: guesses.scores(guess) for guess in dict.fromkeys(guesses.rows["guess"])}
+    found |= {name: one.scores for name, one in (networks or {}).items()}
     lines = []
-    for name, rows in found.items():
-        how: dict[str, Any] = {**guesses.experiment.recipe.resampling, **averaging(guesses.experiment)}
-        summary = summarize(rows, **how).set_index("metric")
-        ends = ["mean", "low", "high"]
+    for name, scores in found.items():
+        summary, ends = scores.set_index("metric"), ["mean", "low", "high"]
         kind = "network" if networks and name in networks else guesses.kind(name)
         score, matched = summary.loc["score", ends], summary.loc["matched", ends]
         lines.append((name, kind, *score, *matched, summary.loc["n_pred", "mean"], int(summary["n"]["score"])))
@@ -147,24 +168,28 @@ def _boxed(samples: Samples) -> Samples:
     return samples.subset([place for place, boxes in enumerate(samples.boxes) if len(boxes)])
 
 
-def _run(experiment: Experiment, kind: str, part: str) -> Run:
+def _run(experiment: Experiment, kind: str, part: str, more: Mapping[str, Any] | None = None) -> Run:
     resize, crop, aspect = experiment.recipe.evaluation_scale
     settings = {"fingerprint": experiment.fingerprint, "resize": resize, "crop": crop, "aspect": aspect, "part": part}
     settings["upper"] = "lung"  # tables of upper halves of the lungs' boxes, which this once meant, are not read
-    return experiment.run_at(kind, settings | experiment.recipe.differences("data"))
+    return experiment.run_at(kind, settings | experiment.recipe.differences("data") | dict(more or {}))
 
 
 def _lungs(experiment: Experiment, samples: Samples, part: str) -> pd.DataFrame:
     """The lungs of radiographs, a row each; see `BlindGuesses.lungs`."""
+    columns = ["name", "boxes", "upper", "confidence", "fallback"]
 
     def compute() -> pd.DataFrame:
-        mean = training_chest(experiment)
+        try:
+            mean = training_chest(experiment)
+        except UsageError:  # too few radiographs, or no frontal chests
+            return pd.DataFrame(columns=columns)
         found = [find_lungs(np.array(samples.pixels[place]), mean) for place in range(len(samples))]
         rows = [
             (name, boxes_to_json(one.boxes), boxes_to_json(one.upper), one.confidence, one.fallback)
             for name, one in zip(samples.names, found, strict=True)
         ]
-        return pd.DataFrame(rows, columns=["name", "boxes", "upper", "confidence", "fallback"])
+        return pd.DataFrame(rows, columns=columns)
 
     return cached_rows(_run(experiment, "lungs", part), compute)
 
@@ -183,7 +208,8 @@ def _rows(
             guesses |= {
                 name: [best_constant_boxes(train.boxes, count)] * len(samples) for name, count in CONSTANT.items()
             }
-        guesses[LUNGS] = [boxes_from_json(text) for text in lungs["upper"]]
+        if len(lungs):
+            guesses[LUNGS] = [boxes_from_json(text) for text in lungs["upper"]]
         scored = (samples.names, samples.boxes, samples.size)
         return pd.concat(
             [guess_rows(scored[0], boxes, *scored[1:]).assign(guess=name) for name, boxes in guesses.items()],
@@ -192,4 +218,5 @@ def _rows(
 
     if not len(samples):
         return pd.DataFrame(columns=["name", "score", "guess"])
-    return with_patients(cached_rows(_run(experiment, "guesses", part), compute), samples)
+    run = _run(experiment, "guesses", part, {"rows": ROWS_FORMAT})
+    return with_patients(cached_rows(run, compute), samples)

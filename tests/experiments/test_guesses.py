@@ -1,14 +1,27 @@
 """Blind guesses of an experiment: what they are made from, what chooses the best, and what a network is set against."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from tbkd_utils.errors import UsageError
 from tbkd_utils.experiments import guesses as module
+from tbkd_utils.experiments.chests import training_chest
 from tbkd_utils.experiments.evaluation import Localization, localization
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.guesses import BlindGuesses, blind_guesses, blind_table, minus_best_guess
+from tbkd_utils.experiments.guesses import (
+    LUNGS,
+    UPPER,
+    WHOLE,
+    BlindGuesses,
+    blind_guesses,
+    blind_table,
+    minus_best_guess,
+)
 from tbkd_utils.experiments.trained import train
 from tbkd_utils.localization.boxes import boxes_from_json
 from tbkd_utils.localization.lungs import find_lungs, mean_chest
@@ -108,3 +121,39 @@ def test_a_network_is_set_against_the_best_guess(guesses: BlindGuesses, student:
 def test_an_unknown_guess_is_named(guesses: BlindGuesses) -> None:
     with pytest.raises(UsageError, match="no blind guess 'lungs': expected whole image"):
         guesses.of("lungs")
+
+
+def test_rows_whose_columns_meant_something_else_are_not_believed(
+    smoke: Experiment, guesses: BlindGuesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise NotImplementedError("scored again")
+
+    monkeypatch.setattr(module, "guess_rows", refuse)
+    assert len(blind_guesses(smoke).rows) == len(guesses.rows)
+    monkeypatch.setattr(module, "ROWS_FORMAT", module.ROWS_FORMAT - 1)
+    with pytest.raises(NotImplementedError, match="scored again"):
+        blind_guesses(smoke)
+
+
+def test_without_a_mean_chest_the_lungs_are_not_guessed_and_that_is_said(
+    guesses: BlindGuesses, smoke: Experiment, tmp_path: Path
+) -> None:
+    """Training radiographs without lungs: noise, on disk where the drawn chests were."""
+    shutil.copytree(smoke.root, tmp_path / "noise")
+    rng = np.random.default_rng(0)
+    for record in smoke.train_records:
+        noise = rng.integers(0, 256, (64, 64), dtype=np.uint8)
+        Image.fromarray(noise).resize(record.size).save(tmp_path / "noise" / record.path.relative_to(smoke.root))
+    noisy = Experiment.open("smoke", tmp_path / "noise", tmp_path / "out")
+    with pytest.raises(UsageError):
+        training_chest(noisy)
+    found = blind_guesses(noisy)
+    assert "no mean chest with two lungs" in found.missing
+    assert guesses.missing == ""
+    assert LUNGS not in set(found.rows["guess"])
+    assert LUNGS not in set(blind_table(found)["guess_or_network"])
+    assert found.best in (WHOLE, UPPER)
+    assert found.line == (found.best, pytest.approx(found.of(found.best)["score"].mean()))
+    assert BlindGuesses(found.rows, found.training.iloc[:0], found.lungs, noisy).best == UPPER
+    pd.testing.assert_frame_equal(blind_guesses(noisy).rows, found.rows)  # read back
