@@ -14,8 +14,9 @@ from tbkd_utils.experiments.chests import training_chest
 from tbkd_utils.experiments.evaluation import Localization, averaging, with_patients
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.localization.boxes import Boxes, boxes_from_json, boxes_to_json
-from tbkd_utils.localization.guesses import best_constant_boxes, guess_rows, upper_half, whole_image
+from tbkd_utils.localization.guesses import best_constant_boxes, grid_boxes, guess_rows, upper_half, whole_image
 from tbkd_utils.localization.lungs import find_lungs
+from tbkd_utils.localization.scores import average_score, scores_of
 from tbkd_utils.localization.tables import ROWS_FORMAT, summarize
 from tbkd_utils.metrics.statistics import bootstrap_interval, paired_permutation_test, patients_of
 from tbkd_utils.runs import Run, cached_rows
@@ -162,6 +163,28 @@ def minus_best_guess(guesses: BlindGuesses, network: Localization) -> pd.DataFra
         p = paired_permutation_test(ours, theirs, **recipe.resampling_of_tests, clusters=patients_of(own))
         rows.append((guesses.best, metric, float((ours - theirs).mean()), low, high, p, len(own)))
     return pd.DataFrame(rows, columns=["guess", "metric", "difference", "low", "high", "p", "n"])
+
+
+def surplus_curve(found: Localization, most: int = 30) -> pd.DataFrame:
+    """Adds boxes that look at nothing to a network's own, and scores them: what a measure says of surplus boxes.
+
+    Args:
+        found: The network's boxes.
+        most: Boxes added at most, in the order of `grid_boxes`.
+
+    Returns:
+        One row per number of added boxes, from 0: added, miou (the paper's), matched (one-to-one IoU).
+    """
+    grid, truths = grid_boxes(most, found.samples.size), found.samples.boxes
+    n_gt, own = np.array([len(truth) for truth in truths]), np.array([len(boxes) for boxes in found.boxes])
+    rows = []
+    for added in range(most + 1):
+        pairs = zip(truths, found.boxes, strict=True)
+        both = [scores_of(truth, np.concatenate([boxes, grid[:added]]))[:2] for truth, boxes in pairs]
+        score, matched = np.array(both).T  # (n,) each
+        miou = average_score(score, n_gt, own + added, **averaging(found.experiment))
+        rows.append((added, miou, float(matched.mean())))
+    return pd.DataFrame(rows, columns=["added", "miou", "matched"])
 
 
 def _boxed(samples: Samples) -> Samples:

@@ -43,6 +43,31 @@ def upper_half(count: int, size: tuple[int, int]) -> list[Boxes]:
     return [np.array([[0, 0, size[1], size[0] / 2]], np.float32)] * count
 
 
+def grid_boxes(count: int, size: tuple[int, int]) -> Boxes:
+    """Returns the first boxes of a fixed list: the whole image, its quarters, its ninths and so on, each row by row.
+
+    Args:
+        count: Boxes, 0 or more.
+        size: Height and width of the image, in pixels.
+
+    Returns:
+        (count, 4).
+
+    Raises:
+        UsageError: If count is negative.
+    """
+    if count < 0:
+        raise UsageError(f"count is {count}: expected 0 boxes or more.")
+    height, width = size
+    boxes: list[tuple[float, float, float, float]] = []
+    side = 1
+    while len(boxes) < count:
+        h, w = height / side, width / side
+        boxes += [(j * w, i * h, (j + 1) * w, (i + 1) * h) for i in range(side) for j in range(side)]
+        side += 1
+    return np.array(boxes[:count], np.float32).reshape(-1, 4)
+
+
 def lower_halves(lungs: Sequence[ArrayLike]) -> list[Boxes]:
     """Guesses the lower half of each lung, where it is as wide as its box. For upper halves see `lungs.Lungs.upper`.
 

@@ -8,10 +8,12 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from tbkd_utils.metrics.statistics import across_seeds
-from tbkd_utils.views.figures import COLORS, MARKERS, STYLES, seed_markers
+from tbkd_utils.views.figures import COLORS, MARKERS, STYLES, draw_guess, seed_markers
 
 
-def ablation_curve(rows: pd.DataFrame, teacher: pd.DataFrame, label: str, claimed: float) -> Figure:
+def ablation_curve(
+    rows: pd.DataFrame, teacher: pd.DataFrame, label: str, claimed: float, guess: tuple[str, float] | None = None
+) -> Figure:
     """Figure 8 or 9: the student's mIOU over one setting, with the band of its 95% interval over radiographs.
 
     Args:
@@ -19,8 +21,9 @@ def ablation_curve(rows: pd.DataFrame, teacher: pd.DataFrame, label: str, claime
         teacher: One row of `comparisons.variant_rows`, drawn as a level line with its band.
         label: What is varied, for the axis.
         claimed: The value that the paper finds best, marked by a dotted line.
+        guess: The best box-free guess and its mIOU, drawn as a level line; from `BlindGuesses.line`.
     """
-    figure = Figure(figsize=(6.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(6.2, 3.9), layout="constrained")
     axes = figure.subplots()
     rows = rows.sort_values("value")
     reference = teacher.iloc[0]
@@ -28,19 +31,24 @@ def ablation_curve(rows: pd.DataFrame, teacher: pd.DataFrame, label: str, claime
     axes.axhline(reference["miou"], color=COLORS["teacher"], linestyle=STYLES["teacher"], label="teacher")
     axes.fill_between(rows["value"], rows["low"], rows["high"], color=COLORS["student"], alpha=0.2, linewidth=0)
     axes.plot(rows["value"], rows["miou"], color=COLORS["student"], marker=MARKERS["student"], label="student")
+    if guess:
+        draw_guess(axes, *guess)
     axes.axvline(claimed, color="0.4", linewidth=0.9, linestyle=":", label=f"best in the paper ({claimed:g})")
     axes.set(xlabel=label, ylabel="mIOU", xticks=rows["value"].tolist(), ylim=(0, None))
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     sns.despine(figure)
     return figure
 
 
-def seeds_by_condition(rows: pd.DataFrame, published: Mapping[str, Sequence[float]]) -> Figure:
+def seeds_by_condition(
+    rows: pd.DataFrame, published: Mapping[str, Sequence[float]], guess: tuple[str, float] | None = None
+) -> Figure:
     """Draws the mIOU of every network by condition: a mark per seed, the mean with its 95% t interval.
 
     Args:
         rows: From `comparisons.variant_rows`, over seeds.
         published: Condition to the paper's mIOU of each seed, where it has some.
+        guess: The best box-free guess and its mIOU, drawn as a level line; from `BlindGuesses.line`.
     """
     figure = Figure(figsize=(8.4, 3.8), layout="constrained")
     axes = figure.subplots()
@@ -64,6 +72,8 @@ def seeds_by_condition(rows: pd.DataFrame, published: Mapping[str, Sequence[floa
     axes.plot([], [], color="0.35", linewidth=2, label="mean")
     axes.plot([], [], "|", color="0.35", markersize=12, label="95% interval of the mean")
     axes.plot([], [], "_", color="0.5", markersize=12, label="the paper's seeds")
+    if guess:
+        draw_guess(axes, *guess)
     axes.set_xticks(range(len(conditions)), [condition.replace(" ", "\n", 1) for condition in conditions])
     axes.set(ylabel="mIOU", ylim=(min(0.0, *axes.get_ylim()), None))
     figure.legend(loc="outside upper center", ncols=4, frameon=False)

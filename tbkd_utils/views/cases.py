@@ -25,7 +25,8 @@ def case_table(teacher: Localization, student: Localization) -> pd.DataFrame:
     """Returns one row per radiograph that both networks are scored on, in the test set's order.
 
     Returns:
-        Columns name, score_teacher, score_student (Algorithm 2), gain (student minus teacher), lesions (how many),
+        Columns name, score_teacher, score_student (Algorithm 2), matched_teacher, matched_student (one-to-one), gain
+        (student's score minus teacher's), lesions (how many),
         kinds (tuple of what they are: TBX11K's category and, of drawings, what was drawn), area (the largest lesion, in
         square pixels of the crop), size (one of `SIZES`), teacher and student (positions among their radiographs).
 
@@ -39,7 +40,7 @@ def case_table(teacher: Localization, student: Localization) -> pd.DataFrame:
         record.name: tuple(dict.fromkeys([*(_NAMES[c] for c in record.categories), *drawn.get(record.name, ())]))
         for record in experiment.test_records
     }
-    table = pairs[["name", "score_teacher", "score_student"]].copy()
+    table = pairs[["name", "score_teacher", "score_student", "matched_teacher", "matched_student"]].copy()
     table["gain"] = table["score_student"] - table["score_teacher"]
     for role, found in (("teacher", teacher), ("student", student)):
         places = {name: place for place, name in enumerate(found.samples.names)}

@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 from tbkd_utils.curvature.spectrum import Spectrum, density
 from tbkd_utils.experiments.evaluation import Localization
 from tbkd_utils.experiments.shortcut import Shortcut
-from tbkd_utils.localization.boxes import normalize
+from tbkd_utils.localization.boxes import Boxes, normalize
+from tbkd_utils.localization.guesses import grid_boxes
 from tbkd_utils.localization.scores import image_score
 from tbkd_utils.views.figures import COLORS, HEAT, MARKERS, STYLES, draw_boxes, short_name
 from tbkd_utils.views.live_boxes import LiveBoxes
@@ -23,20 +24,50 @@ _HEATS = (matplotlib.colormaps[HEAT](np.arange(256))[:, :3] * 255).astype(np.flo
 _DPI = 100
 
 
-def case_figure(teacher: Localization, student: Localization, name: str) -> Figure:
+def case_figure(teacher: Localization, student: Localization, name: str, blind: Boxes | None = None) -> Figure:
     """Draws one radiograph: the truth, then each network's heatmap with its boxes and its score.
 
     Args:
         teacher: The teacher's heatmaps and boxes.
         student: The student's.
         name: A radiograph that both are scored on.
+        blind: Boxes of a blind guess, (k, 4), drawn beside the truth; None for no such boxes.
     """
     panels = []
     for found in (teacher, student):
         place = found.samples.names.index(name)
         scaled = normalize(found.heatmaps[place], method=found.experiment.recipe.scores.normalization)
         panels.append((found, scaled, found.boxes[place], 0.0))
-    return _heat_panels(name, panels)
+    return _heat_panels(name, panels, blind)
+
+
+def surplus_figure(found: Localization, name: str, curve: pd.DataFrame, added: int) -> Figure:
+    """Draws one radiograph with a network's boxes and those added blindly, and both scores over their number.
+
+    Args:
+        found: The network's boxes.
+        name: A radiograph that it is scored on.
+        curve: From `guesses.surplus_curve`.
+        added: How many boxes are added, a number in the curve.
+    """
+    figure = Figure(figsize=(9.6, 3.85), dpi=_DPI)
+    place = found.samples.names.index(name)
+    image = np.repeat(found.samples.pixels[place][..., None], 3, axis=2)
+    grid = grid_boxes(added, found.samples.size)
+    marked = [(grid, "blind guess"), (found.samples.boxes[place], "ground truth"), (found.boxes[place], found.role)]
+    _mosaic(figure.add_axes((0.01, 0.12, 0.4, 0.8)), [image], [short_name(name)], [marked])
+    axes = figure.add_axes((0.5, 0.15, 0.48, 0.72))
+    for score, label, style in (("miou", "mIOU (Algorithms 2-3)", "-"), ("matched", "one-to-one IoU", "--")):
+        axes.plot(curve["added"], curve[score], color=COLORS[found.role], linestyle=style, label=label)
+        axes.plot([added], curve.loc[curve["added"] == added, score], "o", color=COLORS[found.role])
+    axes.axvline(added, color="0.5", linewidth=0.9, linestyle=":")
+    axes.set(xlabel="boxes added blindly to each radiograph", ylabel="score of the whole set", ylim=(0, None))
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.74, 1), ncols=2, frameon=False
+    )
+    _name_boxes(figure, ["ground truth", found.role, "blind guess"], 0.21)
+    sns.despine(figure)
+    return figure
 
 
 def threshold_figure(teacher: LiveBoxes, student: LiveBoxes, name: str, threshold: float, min_area: float) -> Figure:
@@ -195,23 +226,32 @@ def blended(image: np.ndarray, scaled: np.ndarray, threshold: float = 0.0) -> np
     return (heat * share + image[..., None] * (1 - share)).astype(np.uint8)
 
 
-def _heat_panels(name: str, panels: Sequence[tuple[Localization, np.ndarray, np.ndarray, float]]) -> Figure:
-    """The radiograph with its truth, then for each network (found, scaled heatmap, boxes, threshold)."""
+def _heat_panels(
+    name: str, panels: Sequence[tuple[Localization, np.ndarray, np.ndarray, float]], blind: Boxes | None = None
+) -> Figure:
+    """The radiograph with its truth and maybe a blind guess, then for each network (found, scaled heatmap, boxes, threshold)."""
     figure = Figure(figsize=(9.6, 3.85), dpi=_DPI)
     samples = panels[0][0].samples
     place = samples.names.index(name)
     image, truth = samples.pixels[place], samples.boxes[place]
     images, titles = [np.repeat(image[..., None], 3, axis=2)], [short_name(name)]
     marked = [[(truth, "ground truth")]]
+    if blind is not None:
+        marked[0].append((blind, "blind guess"))
     for found, scaled, boxes, threshold in panels:
         images.append(blended(image, scaled, threshold))
         count = f"{len(boxes)} box{'' if len(boxes) == 1 else 'es'}"
         titles.append(f"{found.role}: {count}, score {image_score(truth, boxes):.3f}")
         marked.append([(truth, "ground truth"), (boxes, found.role)])
     _mosaic(figure.add_axes((0.01, 0.1, 0.98, 0.82)), images, titles, marked)
-    figure.legend(handles=[Line2D([], [], color=COLORS[who], linestyle=STYLES[who], label=who) for who in COLORS],
-                  loc="lower center", ncols=3, frameon=False)  # fmt: skip
+    _name_boxes(figure, ["teacher", "student", "ground truth", *(["blind guess"] if blind is not None else [])])
     return figure
+
+
+def _name_boxes(figure: Figure, who: Sequence[str], x: float = 0.5) -> None:
+    """Says below, around a place between 0 and 1, whose boxes have which color and line."""
+    lines = [Line2D([], [], color=COLORS[one], linestyle=STYLES[one], label=one) for one in who]
+    figure.legend(handles=lines, loc="lower center", bbox_to_anchor=(x, 0), ncols=len(lines), frameon=False)
 
 
 def _mosaic(

@@ -9,9 +9,12 @@ import numpy as np
 from tbkd_utils.curvature.spectrum import Spectrum
 from tbkd_utils.experiments.evaluation import Localization, logit_rows, loss_parts
 from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.guesses import BlindGuesses, surplus_curve
 from tbkd_utils.experiments.shortcut import Shortcut, has_markers, shortcut_effect
 from tbkd_utils.experiments.trained import TrainedNetwork
-from tbkd_utils.localization.scores import image_score
+from tbkd_utils.localization.boxes import boxes_from_json
+from tbkd_utils.localization.guesses import grid_boxes
+from tbkd_utils.localization.scores import image_score, matched_score
 from tbkd_utils.views.cases import ORDERS, SIZES, case_table, chosen_cases, kinds_of
 from tbkd_utils.views.explorer import Explorer, View, case_controls, dropdown, link_cases, slider
 from tbkd_utils.views.explorer_figures import (
@@ -20,21 +23,28 @@ from tbkd_utils.views.explorer_figures import (
     smoothing,
     softening_figure,
     spectrum_figure,
+    surplus_figure,
     threshold_figure,
 )
 from tbkd_utils.views.live_boxes import LiveBoxes
 
 
-def case_browser(teacher: Localization, student: Localization) -> Explorer:
+def case_browser(teacher: Localization, student: Localization, guesses: BlindGuesses | None = None) -> Explorer:
     """Looks through the radiographs: truth, heatmaps, boxes and scores, sorted and filtered.
+
+    Args:
+        teacher: The teacher's heatmaps and boxes.
+        student: The student's.
+        guesses: Their best box-free guess can be laid over the truth, and its scores are shown; None for none.
 
     Raises:
         UsageError: If no radiograph is scored for both.
     """
     table = case_table(teacher, student)
     chosen = chosen_cases(table, next(iter(ORDERS)))
+    rows = None if guesses is None else guesses.of(guesses.best).set_index("name")
 
-    def show(case: int) -> View:
+    def show(case: int, blind: bool = False) -> View:
         if chosen.empty:
             return View(None, ["No radiograph fits these filters."])
         row = chosen.iloc[case - 1]
@@ -43,9 +53,18 @@ def case_browser(teacher: Localization, student: Localization) -> Explorer:
             f" ({', '.join(row['kinds']) or 'kind not known'}), the largest {row['area']:.0f} square pixels",
             f"Score (mean IoU of the lesions): teacher {row['score_teacher']:.3f}, student {row['score_student']:.3f}, "
             f"student's gain {row['gain']:+.3f}",
+            f"One-to-one IoU (missed and surplus boxes count 0): teacher {row['matched_teacher']:.3f}, student "
+            f"{row['matched_student']:.3f}",
         ]
+        boxes = None
+        if guesses is not None and rows is not None:
+            guess = rows.loc[row["name"]]
+            lines.append(
+                f"Best box-free guess, the {guesses.best}: score {guess['score']:.3f}, one-to-one {guess['matched']:.3f}"
+            )
+            boxes = boxes_from_json(guess["boxes"]) if blind else None
         alt = f"Radiograph {row['name']} with the true lesions, and both networks' heatmaps and boxes. {lines[1]}."
-        return View(case_figure(teacher, student, row["name"]), lines, alt)
+        return View(case_figure(teacher, student, row["name"], boxes), lines, alt)
 
     controls = {
         "order": dropdown("sort by", list(ORDERS)),
@@ -53,7 +72,11 @@ def case_browser(teacher: Localization, student: Localization) -> Explorer:
         "size": dropdown("largest lesion", list(SIZES)),
         **case_controls(list(chosen["name"])),
     }
-    explorer = Explorer("cases", show, controls, ["case"], ["previous", "next", "case"])
+    follow = ["case"]
+    if guesses is not None:
+        controls["blind"] = widgets.Checkbox(description="draw the best box-free guess", indent=False)
+        follow.append("blind")
+    explorer = Explorer("cases", show, controls, follow, ["previous", "next", "case"])
     case, name = controls["case"], controls["name"]
 
     def choose(change: Any) -> None:
@@ -68,6 +91,36 @@ def case_browser(teacher: Localization, student: Localization) -> Explorer:
         controls[one].observe(choose, names="value")
     link_cases(controls)
     return explorer
+
+
+def surplus_explorer(found: Localization) -> Explorer:
+    """Adds boxes that look at nothing to a network's own, on every radiograph, and shows what two measures make of it.
+
+    Args:
+        found: The network's boxes and scores.
+    """
+    curve, samples = surplus_curve(found), found.samples
+    start, scores = curve.iloc[0], found.rows["score"].to_numpy()
+    middle = samples.names[int(np.argsort(scores, kind="stable")[len(scores) // 2])]
+
+    def show(added: int, name: str) -> View:
+        place, now = samples.names.index(name), curve.iloc[added]
+        boxes = np.concatenate([found.boxes[place], grid_boxes(added, samples.size)])
+        own = samples.boxes[place], boxes
+        lines = [
+            f"{added} boxes added blindly to the {found.role}'s own on each of {len(samples)} radiographs",
+            f"mIOU {now['miou']:.3f} (without them {start['miou']:.3f}); one-to-one IoU {now['matched']:.3f} (without "
+            f"them {start['matched']:.3f})",
+            f"{name}: {len(boxes)} boxes, score {image_score(*own):.3f}, one-to-one {matched_score(*own):.3f}",
+        ]
+        alt = f"Radiograph {name} with boxes added blindly, and both scores over their number. {'. '.join(lines)}."
+        return View(surplus_figure(found, name, curve, added), lines, alt)
+
+    controls = {
+        "added": slider("boxes added", 0, curve["added"].tolist()),
+        "name": dropdown("radiograph", list(samples.names), middle),
+    }
+    return Explorer("surplus", show, controls)
 
 
 def threshold_explorer(teacher: Localization, student: Localization) -> Explorer:

@@ -42,8 +42,10 @@ class Looks(dict[str, Any]):
 # Colors that red-green blind readers tell apart (Okabe and Ito 2008), and lines and marks for those who print in gray.
 COLORS = Looks(other="#555555", teacher="#D55E00", student="#0072B2")
 COLORS["ground truth"] = "#009E73"
+COLORS["blind guess"] = "#A8507F"
 STYLES = Looks(other=":", teacher="--", student="-.")
 STYLES["ground truth"] = "-"
+STYLES["blind guess"] = (0, (1, 1))
 MARKERS = Looks(other="D", teacher="o", student="s")
 HEAT = "inferno"
 IMAGE_DPI = 64  # of figures made of radiographs, which are heavy inside a notebook
@@ -71,6 +73,12 @@ def draw_boxes(axes: Axes, boxes: np.ndarray, who: str) -> None:
                 path_effects=[withStroke(linewidth=3.2, foreground="white", alpha=0.7)],  # readable on dark lungs
             )
         )  # fmt: skip
+
+
+def draw_guess(axes: Axes, guess: str, score: float) -> None:
+    """Draws the score of the best box-free guess as a level line, named for the legend."""
+    look = {"color": COLORS["blind guess"], "linestyle": STYLES["blind guess"], "linewidth": 1.8, "zorder": 1}
+    axes.axhline(score, **look, label=f"best box-free guess: {guess}")
 
 
 def _note(axes: Axes, text: str) -> None:
@@ -257,11 +265,13 @@ def miou_bars(table: pd.DataFrame) -> Figure:
 
     Args:
         table: Columns network (teacher, student), seed, miou, low, high, paper (nan where the paper has no number), as
-            from `report.table_3`.
+            from `systems.tb.tables.table_3`. A row without a seed is a blind guess, drawn as a level line.
     """
+    table, guesses = table[table["seed"].notna()], table[table["seed"].isna()]
     figure = Figure(figsize=(5.6, 3.5), layout="constrained")
     axes = figure.subplots()
-    top = max(0.05, *np.nan_to_num(table[["miou", "high", "paper"]].to_numpy(float)).flat)
+    drawn = table[["miou", "high", "paper"]].to_numpy(float)
+    top = max(0.05, *np.nan_to_num(drawn).flat, *guesses["miou"])
     for place, row in enumerate(table.to_dict("records")):
         color, ours, paper = COLORS[row["network"]], row["miou"], row["paper"]
         error = np.maximum([[ours - row["low"]], [row["high"] - ours]], 0)  # rounding can leave -1e-17
@@ -274,8 +284,10 @@ def miou_bars(table: pd.DataFrame) -> Figure:
     axes.bar(0, 0, color="0.5", label=f"this run (seed {seeds}), 95% interval over images")
     if table["paper"].notna().any():
         axes.bar(0, 0, facecolor="white", edgecolor="0.5", hatch="///", label=f"paper (seed {seeds})")
-    axes.set(xticks=range(len(table)), xticklabels=table["network"], ylabel="mIOU (0 to 1)", ylim=(0, 1.3 * top))
-    axes.legend(frameon=False, loc="upper center", ncols=2, fontsize=8)
+    for row in guesses.to_dict("records"):
+        draw_guess(axes, row["network"].removeprefix("blind: "), row["miou"])
+    axes.set(xticks=range(len(table)), xticklabels=table["network"], ylabel="mIOU (0 to 1)", ylim=(0, 1.15 * top))
+    figure.legend(frameon=False, loc="outside upper center", ncols=2, fontsize=8)
     sns.despine(figure)
     return figure
 

@@ -12,6 +12,7 @@ from tbkd_utils.experiments.comparisons import FAILS, HOLDS, OPEN, student_minus
 from tbkd_utils.experiments.curvature import ratio_table
 from tbkd_utils.experiments.evaluation import Localization, localization, probabilities
 from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.guesses import BlindGuesses, minus_best_guess
 from tbkd_utils.experiments.trained import TrainedNetwork
 from tbkd_utils.metrics.statistics import (
     bootstrap_interval,
@@ -133,6 +134,29 @@ def shortcut_sentences(table: pd.DataFrame) -> str:
     return _bullets(lines)
 
 
+def blind_sentences(guesses: BlindGuesses, found: Mapping[str, Localization]) -> str:
+    """Notebook 5: what the best box-free guess scores, and whether each network beats it.
+
+    Args:
+        guesses: From `guesses.blind_guesses`.
+        found: Network to its boxes and scores.
+    """
+    own = {row["metric"]: row for row in guesses.scores(guesses.best).to_dict("records")}
+    lines = [
+        f"Best box-free guess: the {guesses.best}. mIOU {_mean(own['score'])}, one-to-one IoU {_mean(own['matched'])}."
+    ]
+    for network, one in found.items():
+        parts = []
+        for row in minus_best_guess(guesses, one).to_dict("records"):
+            score = {"score": "mIOU", "matched": "one-to-one IoU"}[row["metric"]]
+            verdict = interval_verdict(row["low"], row["high"])
+            parts.append(
+                f"{score} {row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}, {_p(row['p'])}): {verdict}"
+            )
+        lines.append(f"The {network} minus that guess, radiograph by radiograph: {'; '.join(parts)}.")
+    return _bullets([*lines, guesses.missing] if guesses.missing else lines)
+
+
 def rise_sentences(rises: pd.DataFrame, correlations: pd.DataFrame) -> str:
     """Notebook 6: which network's loss rises less when its weights move, and whether flatness goes with mIOU.
 
@@ -179,6 +203,15 @@ def _share(row: dict) -> str:
     return f"{row['value']:.0%} ({row['low']:.0%} to {row['high']:.0%})"
 
 
+def _mean(row: dict) -> str:
+    """A mean with its interval."""
+    return f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+
+
+def _p(p: float) -> str:
+    return f"p {p:.3f}" if p >= 0.001 else "p below 0.001"
+
+
 def _bullets(lines: list[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
@@ -195,11 +228,10 @@ def summary_sentences(experiment: Experiment, found: Mapping[str, Localization])
         verdict = "These radiographs do not show a difference between student and teacher"
     scored = [f"{len(one.rows)} radiographs with {one.rows['n_gt'].sum()} boxes" for one in (teacher, student)]
     on = scored[0] if scored[0] == scored[1] else f"{scored[0]} (teacher) and {scored[1]} (student)"
-    p = f"{row['p']:.3f}" if row["p"] >= 0.001 else "below 0.001"
     lines = [
         f"- mIOU: teacher {teacher.miou:.3f}, student {student.miou:.3f}, on {on}.",
         f"- {verdict}: difference {row['difference']:+.3f}, 95% interval {row['low']:+.3f} to {row['high']:+.3f}, "
-        f"paired permutation test p {p}.",
+        f"paired permutation test {_p(row['p'])}.",
         f"- This is one seed ({experiment.recipe.training.seed}) of the last layer. In the paper, four seeds move the "
         f"student's mIOU between {min(v['student'] for v in TABLE_3.values()):.3f} and "
         f"{max(v['student'] for v in TABLE_3.values()):.3f}.",

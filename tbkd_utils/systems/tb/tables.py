@@ -9,6 +9,7 @@ from tbkd_utils.curvature.pyhessian import PyHessianNumbers
 from tbkd_utils.curvature.spectrum import Spectrum
 from tbkd_utils.experiments.evaluation import Localization
 from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.guesses import BlindGuesses
 from tbkd_utils.metrics.statistics import (
     across_seeds,
 )
@@ -16,15 +17,36 @@ from tbkd_utils.systems.tb.grid import CONDITIONS, STUDENT, TEACHER
 from tbkd_utils.systems.tb.paper import TABLE_1, TABLE_2, TABLE_3, TABLE_4, _counts
 
 
-def table_3(found: Mapping[str, Localization]) -> pd.DataFrame:
-    """Table 3 for one seed: network, seed, miou, low, high, paper (the paper's number for that seed, if any)."""
+def table_3(found: Mapping[str, Localization], guesses: BlindGuesses | None = None) -> pd.DataFrame:
+    """Table 3 for one seed.
+
+    Args:
+        found: Network to its boxes and scores.
+        guesses: Their best box-free guess makes the last row; None leaves it out.
+
+    Returns:
+        One row per network: network, seed (none of a guess), miou, low, high, matched (one-to-one IoU; missed and
+        surplus boxes count 0), matched_low, matched_high (95% over radiographs), paper (its mIOU for that seed, if
+        any).
+    """
     rows = []
     for network, localization in found.items():
-        recipe = localization.experiment.recipe
-        score = localization.summary.set_index("metric").loc["score"]
-        paper = TABLE_3.get(recipe.training.seed, {}).get(network, float("nan"))
-        rows.append((network, recipe.training.seed, score["mean"], score["low"], score["high"], paper))
-    return pd.DataFrame(rows, columns=["network", "seed", "miou", "low", "high", "paper"])
+        seed = localization.experiment.recipe.training.seed
+        paper = TABLE_3.get(seed, {}).get(network, np.nan)
+        rows.append((network, seed, *_both_scores(localization.scores), paper))
+    if guesses is not None:
+        rows.append((_blind(guesses), None, *_both_scores(guesses.scores(guesses.best)), np.nan))
+    scores = ["miou", "low", "high", "matched", "matched_low", "matched_high"]
+    return pd.DataFrame(rows, columns=["network", "seed", *scores, "paper"]).astype({"seed": "Int64"})
+
+
+def _both_scores(scores: pd.DataFrame) -> list[float]:
+    """The paper's score and the one-to-one score, each with its interval: six numbers."""
+    return scores.set_index("metric").loc[["score", "matched"], ["mean", "low", "high"]].to_numpy().ravel().tolist()
+
+
+def _blind(guesses: BlindGuesses) -> str:
+    return f"blind: {guesses.best}"
 
 
 def table_4(classified: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -85,33 +107,50 @@ def table_2(spectra: Mapping[str, Spectrum], theirs: Mapping[str, PyHessianNumbe
 
 
 def table_3_seeds(rows: pd.DataFrame) -> pd.DataFrame:
-    """Table 3: teacher and student for every seed, their difference, and the paper's numbers where it has the seed."""
-    wide = rows.pivot(index="value", columns="condition", values="miou")
+    """Table 3: teacher and student for every seed.
+
+    Args:
+        rows: From `comparisons.variant_rows`, over seeds.
+
+    Returns:
+        One row per seed: seed, teacher and student (mIOU), difference, teacher paper and student paper (the paper's
+        mIOU where it has the seed), teacher matched and student matched (one-to-one IoU).
+    """
+    wide, matched = (rows.pivot(index="value", columns="condition", values=score) for score in ("miou", "matched"))
     table = pd.DataFrame({"seed": wide.index, "teacher": wide[TEACHER].to_numpy(), "student": wide[STUDENT].to_numpy()})
     table["difference"] = table["student"] - table["teacher"]
     for network in (TEACHER, STUDENT):
         table[f"{network} paper"] = [TABLE_3.get(seed, {}).get(network, np.nan) for seed in table["seed"]]
-    return table
+    return table.assign(**{f"{network} matched": matched[network].to_numpy() for network in (TEACHER, STUDENT)})
 
 
-def condition_table(rows: pd.DataFrame) -> pd.DataFrame:
+def condition_table(rows: pd.DataFrame, guesses: BlindGuesses | None = None) -> pd.DataFrame:
     """Summarizes every condition over the seeds.
 
+    Args:
+        rows: From `comparisons.variant_rows`, over seeds.
+        guesses: Their best box-free guess makes the last row, of 0 seeds; None leaves it out.
+
     Returns:
-        One row per condition: condition, seeds, mean, sample_std (ddof 1), population_std (ddof 0, the paper's "±"),
-        low and high (95% t interval of the mean), paper_mean, paper_std (ddof 0).
+        One row per condition: condition, seeds, mean (of mIOU), sample_std (ddof 1), population_std (ddof 0, the
+        paper's "±"), low and high (95% t interval of the mean; of a guess, which has no seed, 95% bootstrap over
+        radiographs), paper_mean, paper_std (ddof 0), matched, matched_low and matched_high (one-to-one IoU, likewise).
     """
     found = []
     for condition in CONDITIONS:
-        values = rows.loc[rows["condition"] == condition, "miou"]
-        if values.empty:
+        own = rows[rows["condition"] == condition]
+        if own.empty:
             continue
-        ours = across_seeds(values)
+        ours, matched = across_seeds(own["miou"]), across_seeds(own["matched"])
         paper = [by_network[condition] for by_network in TABLE_3.values()] if condition in (TEACHER, STUDENT) else []
         theirs = across_seeds(paper) if paper else None
         found.append(
             (condition, ours.n, ours.mean, ours.sample_std, ours.population_std, ours.low, ours.high,
-             theirs.mean if theirs else np.nan, theirs.population_std if theirs else np.nan)
+             theirs.mean if theirs else np.nan, theirs.population_std if theirs else np.nan,
+             matched.mean, matched.low, matched.high)
         )  # fmt: skip
+    if guesses is not None:
+        score, low, high, *matched_scores = _both_scores(guesses.scores(guesses.best))
+        found.append((_blind(guesses), 0, score, np.nan, np.nan, low, high, np.nan, np.nan, *matched_scores))
     columns = ["condition", "seeds", "mean", "sample_std", "population_std", "low", "high", "paper_mean", "paper_std"]
-    return pd.DataFrame(found, columns=columns)
+    return pd.DataFrame(found, columns=[*columns, "matched", "matched_low", "matched_high"])

@@ -10,6 +10,7 @@ from tbkd_utils.experiments.comparisons import FAILS, HOLDS, OPEN, side, student
 from tbkd_utils.experiments.curvature import ratio_table
 from tbkd_utils.experiments.evaluation import Localization, probabilities
 from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.guesses import BlindGuesses, minus_best_guess
 from tbkd_utils.experiments.trained import TrainedNetwork
 from tbkd_utils.metrics.statistics import bootstrap_interval
 from tbkd_utils.systems.tb.grid import STUDENT
@@ -32,6 +33,7 @@ class Evidence:
         differences: From `comparisons.difference_table`.
         temperatures: From `comparisons.curve_rows` over temperatures.
         alphas: From `comparisons.curve_rows` over alphas.
+        guesses: From `guesses.blind_guesses`.
         reasons: Why nothing can be set against the paper's numbers; from `paper.comparability`.
     """
 
@@ -43,6 +45,7 @@ class Evidence:
     differences: pd.DataFrame
     temperatures: pd.DataFrame
     alphas: pd.DataFrame
+    guesses: BlindGuesses
     reasons: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -59,7 +62,7 @@ def verdict_table(evidence: Evidence) -> pd.DataFrame:
         Columns artifact, claim (with the paper's number), here (ours with its interval), holds here (`yes`, `no`,
         `not shown`), verdict (`reproduced`, `not reproduced`, `not comparable`).
     """
-    rows = [*_curvature(evidence.sizes), *_localization(evidence), *_classification(evidence)]
+    rows = [*_curvature(evidence.sizes), *_localization(evidence), *_blind(evidence), *_classification(evidence)]
     seed_std = float(evidence.conditions.set_index("condition")["sample_std"].get(STUDENT, np.nan))
     seed = evidence.experiment.recipe.statistics.statistics_seed
     rows += [
@@ -108,6 +111,17 @@ def _localization(evidence: Evidence) -> list[tuple]:
             if other != "teacher":
                 artifact, claim = "control (ours)", f"the student's mIOU is higher than that of: {other}"
             rows.append((artifact, claim, here, side(low, high, 0)))
+    return rows
+
+
+def _blind(evidence: Evidence) -> list[tuple]:
+    """Whether the student knows more than boxes that look at no disease: by the paper's score and one to one."""
+    rows = []
+    for row in minus_best_guess(evidence.guesses, evidence.located[STUDENT]).to_dict("records"):
+        score = {"score": "mIOU", "matched": "one-to-one IoU"}[row["metric"]]
+        claim = f"the student's {score} is higher than that of the best box-free guess, “{row['guess']}”"
+        here = f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f} over radiographs, p {row['p']:.2g})"
+        rows.append(("Blind guess (ours)", claim, here, side(row["low"], row["high"])))
     return rows
 
 
