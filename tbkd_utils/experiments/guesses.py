@@ -101,8 +101,8 @@ class BlindGuesses:
 def blind_guesses(experiment: Experiment) -> BlindGuesses:
     """Scores the blind guesses; computed once and kept.
 
-    Lungs are found by alignment to the mean chest of training radiographs, so from no annotation; where there is no mean
-    chest, their guess is left out. Constant boxes come from training boxes, and are left out where there are none.
+    Lungs are found by alignment to the mean chest of training radiographs, so from no annotation; without a mean chest
+    their guess is left out. Constant boxes come from training boxes, and are left out where there are none.
 
     Raises:
         UsageError: If no test radiograph has a box.

@@ -45,7 +45,7 @@ def image_score(gt: ArrayLike, pred: ArrayLike) -> float:
 
 
 def matched_score(gt: ArrayLike, pred: ArrayLike) -> float:
-    """One-to-one IoU of one image: a lesion and a prediction of its own count their IoU, whatever is left over counts 0.
+    """One-to-one IoU of one image: a lesion and a box of its own count their IoU, whatever is left over counts 0.
 
     The largest sum of IoUs over pairs (Hungarian method), divided by the number of lesions or of predictions, whichever
     is larger. So a missed lesion costs, and so does a surplus prediction. Never above `image_score`, which says more of

@@ -43,7 +43,7 @@ def threshold_rows(
     method: str = "minmax",
     lungs: Sequence[PerLung] | None = None,
 ) -> pd.DataFrame:
-    """One row per image and threshold: name, threshold, n_gt, n_pred, score (Algorithm 2), matched (one-to-one), best_iou.
+    """One row per image and threshold: name, threshold, n_gt, n_pred, score (Algorithm 2), matched, best_iou.
 
     Args:
         names: n names.
@@ -56,7 +56,7 @@ def threshold_rows(
         lungs: Of each image, for one box a lung; None for every region.
 
     Returns:
-        n * len(thresholds) rows, image by image. best_iou is the largest IoU of any pair, 0 without
+        n * len(thresholds) rows, image by image. matched is `matched_score`; best_iou is the largest IoU of any pair, 0 without
         prediction.
 
     Raises:
@@ -145,9 +145,9 @@ def score_rows(
         lungs: As in `threshold_rows`.
 
     Returns:
-        Columns name, n_gt, n_pred, score (Algorithm 2), matched (one-to-one; missed and surplus boxes count 0), best_iou,
-        hit_30, hit_50, hit_70 (1 if best_iou reaches 0.3, 0.5, 0.7), pointing (0 or 1), energy, boxes (predictions) and
-        gt_boxes, both for `boxes_from_json`.
+        Columns name, n_gt, n_pred, score (Algorithm 2), matched (one-to-one: missed and surplus boxes count 0),
+        best_iou, hit_30, hit_50, hit_70 (1 if best_iou reaches 0.3, 0.5, 0.7), pointing (0 or 1), energy, boxes
+        (predictions) and gt_boxes, both for `boxes_from_json`.
 
     Raises:
         UsageError: As `threshold_rows`.

@@ -60,7 +60,8 @@ def case_browser(teacher: Localization, student: Localization, guesses: BlindGue
         if guesses is not None and rows is not None:
             guess = rows.loc[row["name"]]
             lines.append(
-                f"Best box-free guess, the {guesses.best}: score {guess['score']:.3f}, one-to-one {guess['matched']:.3f}"
+                f"Best box-free guess, the {guesses.best}: score {guess['score']:.3f}, one-to-one "
+                f"{guess['matched']:.3f}"
             )
             boxes = boxes_from_json(guess["boxes"]) if blind else None
         alt = f"Radiograph {row['name']} with the true lesions, and both networks' heatmaps and boxes. {lines[1]}."

@@ -34,7 +34,7 @@ ITEMS = (
     Item("Flatness and localization", "The paper's causal story: a flatter minimum, therefore better boxes.",
          ("flatness_and_miou",), ("flatness_correlation",)),
     Item("Figure 8: temperature",
-         "Bands: 95% over radiographs; dotted, the best box-free guess. “best”: share of resamples in which a value wins.",
+         "Bands: 95% over radiographs; dotted, the best box-free guess. “best”: share of resamples that a value wins.",
          ("figure_8_temperature",), ("figure_8_temperature",)),
     Item("Figure 9: alpha",
          "Bands: 95% over radiographs; dotted, the best box-free guess. Alpha 1 would be labels only.",

@@ -150,7 +150,8 @@ def condition_table(rows: pd.DataFrame, guesses: BlindGuesses | None = None) -> 
              matched.mean, matched.low, matched.high)
         )  # fmt: skip
     if guesses is not None:
-        score, low, high, *matched_scores = _both_scores(guesses.scores(guesses.best))
-        found.append((_blind(guesses), 0, score, np.nan, np.nan, low, high, np.nan, np.nan, *matched_scores))
+        score, low, high, *one_to_one = _both_scores(guesses.scores(guesses.best))
+        blind = (_blind(guesses), 0, score, np.nan, np.nan, low, high, np.nan, np.nan)
+        found.append((*blind, one_to_one[0], one_to_one[1], one_to_one[2]))
     columns = ["condition", "seeds", "mean", "sample_std", "population_std", "low", "high", "paper_mean", "paper_std"]
     return pd.DataFrame(found, columns=[*columns, "matched", "matched_low", "matched_high"])
