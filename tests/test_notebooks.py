@@ -139,10 +139,16 @@ def test_the_series_writes_its_figures_and_tables(executed: list[Outcome], smoke
         assert f"{name}.png" in written
     for name in ("table_3_one_seed", "table_4_classification"):
         assert {f"{name}.csv", f"{name}.md"} <= written
-    assert list(pd.read_csv(smoke.figures / "table_3_one_seed.csv")["network"]) == ["teacher", "student"]
+    *networks, guess = pd.read_csv(smoke.figures / "table_3_one_seed.csv")["network"]
+    assert networks == ["teacher", "student"]
+    assert guess.startswith("blind: ")
     assert list(pd.read_csv(smoke.figures / "table_3_seeds.csv")["seed"]) == [0, 42]
-    assert len(pd.read_csv(smoke.figures / "table_3_conditions.csv")) == 5
-    assert len(pd.read_csv(smoke.figures / "verdicts.csv")) == 11
+    assert len(pd.read_csv(smoke.figures / "table_3_conditions.csv")) == 6
+    verdicts = pd.read_csv(smoke.figures / "verdicts.csv")
+    assert len(verdicts) == 13
+    assert (verdicts["artifact"] == "Blind guess (ours)").sum() == 2
+    assert len(pd.read_csv(smoke.figures / "blind_guesses.csv")) == 7  # five guesses and two networks
+    assert len(pd.read_csv(smoke.figures / "minus_best_guess.csv")) == 4
     assert set(pd.read_csv(smoke.figures / "verdicts.csv")["verdict"]) == {"not comparable"}
 
 

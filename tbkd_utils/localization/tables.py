@@ -56,8 +56,8 @@ def threshold_rows(
         lungs: Of each image, for one box a lung; None for every region.
 
     Returns:
-        n * len(thresholds) rows, image by image. matched is `matched_score`; best_iou is the largest IoU of any pair, 0 without
-        prediction.
+        n * len(thresholds) rows, image by image. matched is `matched_score`; best_iou is the largest IoU of any
+        pair, 0 without prediction.
 
     Raises:
         UsageError: Bad boxes, boxes outside the heatmap, or a setting out of range.

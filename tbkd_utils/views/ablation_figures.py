@@ -50,7 +50,7 @@ def seeds_by_condition(
         published: Condition to the paper's mIOU of each seed, where it has some.
         guess: The best box-free guess and its mIOU, drawn as a level line; from `BlindGuesses.line`.
     """
-    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
+    figure = Figure(figsize=(8.4, 4.0), layout="constrained")
     axes = figure.subplots()
     conditions = list(dict.fromkeys(rows["condition"]))
     marks = seed_markers(rows["value"])
@@ -76,6 +76,6 @@ def seeds_by_condition(
         draw_guess(axes, *guess)
     axes.set_xticks(range(len(conditions)), [condition.replace(" ", "\n", 1) for condition in conditions])
     axes.set(ylabel="mIOU", ylim=(min(0.0, *axes.get_ylim()), None))
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(loc="outside upper center", ncols=3 if guess else 4, frameon=False)
     sns.despine(figure)
     return figure

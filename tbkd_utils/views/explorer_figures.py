@@ -229,7 +229,7 @@ def blended(image: np.ndarray, scaled: np.ndarray, threshold: float = 0.0) -> np
 def _heat_panels(
     name: str, panels: Sequence[tuple[Localization, np.ndarray, np.ndarray, float]], blind: Boxes | None = None
 ) -> Figure:
-    """The radiograph with its truth and maybe a guess, then for each network (found, scaled heatmap, boxes, threshold)."""
+    """The radiograph with its truth and a guess, then for each network (found, scaled heatmap, boxes, threshold)."""
     figure = Figure(figsize=(9.6, 3.85), dpi=_DPI)
     samples = panels[0][0].samples
     place = samples.names.index(name)

@@ -9,6 +9,7 @@ from scipy import stats
 
 from tbkd_utils.experiments.comparisons import curve_rows, difference_table, side, variant_rows
 from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.guesses import blind_guesses
 from tbkd_utils.systems.tb.grid import COMPARED, control_variants, seed_variants, temperature_variants
 from tbkd_utils.systems.tb.paper import TABLE_3, published_seeds
 from tbkd_utils.systems.tb.sentences import curve_sentence, difference_sentences
@@ -20,7 +21,8 @@ from tbkd_utils.views.ablation_figures import ablation_curve, seeds_by_condition
 def paper_rows() -> pd.DataFrame:
     """The paper's Table 3 as rows of this package."""
     found = [(condition, seed, TABLE_3[seed][condition]) for condition in ("teacher", "student") for seed in TABLE_3]
-    return pd.DataFrame(found, columns=["condition", "value", "miou"])
+    table = pd.DataFrame(found, columns=["condition", "value", "miou"])
+    return table.assign(matched=table["miou"] / 2)  # the paper has no such number
 
 
 def test_the_papers_own_numbers_give_the_papers_means_and_deviations() -> None:
@@ -40,6 +42,37 @@ def test_the_papers_own_numbers_give_the_papers_means_and_deviations() -> None:
     seeds = table_3_seeds(paper_rows()).set_index("seed")
     assert seeds.loc[1, "difference"] == pytest.approx(0.1190 - 0.1324)
     assert (seeds["student"] == seeds["student paper"]).all()
+    assert seeds.loc[1, ["teacher matched", "student matched"]].tolist() == pytest.approx([0.1324 / 2, 0.1190 / 2])
+    for end in ("", "_low", "_high"):  # half of every number
+        of_miou = table.loc["student", {"": "mean"}.get(end, end[1:])]
+        assert table.loc["student", f"matched{end}"] == pytest.approx(of_miou / 2)
+
+
+def test_the_best_box_free_guess_stands_below_the_conditions(smoke: Experiment) -> None:
+    guesses = blind_guesses(smoke)
+    row = condition_table(paper_rows(), guesses).iloc[-1]
+    own = guesses.scores(guesses.best).set_index("metric")
+    assert (row["condition"], row["seeds"]) == (f"blind: {guesses.best}", 0)
+    assert row[["mean", "low", "high"]].tolist() == own.loc["score", ["mean", "low", "high"]].tolist()
+    assert (
+        row[["matched", "matched_low", "matched_high"]].tolist() == own.loc["matched", ["mean", "low", "high"]].tolist()
+    )
+    assert row[["sample_std", "population_std", "paper_mean"]].isna().all()
+    assert len(condition_table(paper_rows())) == 2
+
+
+def test_curves_and_seeds_have_the_guess_as_a_level_line() -> None:
+    rows = paper_rows().assign(low=0.1, high=0.3)
+    curve = rows[rows["condition"] == "student"]
+    figures = (
+        ablation_curve(curve, rows[:1], "T", 2.0, ("upper half of the image", 0.42)),
+        seeds_by_condition(rows, published_seeds(), ("upper half of the image", 0.42)),
+    )
+    for figure in figures:
+        (line,) = [
+            one for one in figure.axes[0].lines if one.get_label() == "best box-free guess: upper half of the image"
+        ]
+        assert list(line.get_ydata()) == [0.42, 0.42]
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from tbkd_utils.data.geometry import Geometry
 from tbkd_utils.data.images import read_image
 from tbkd_utils.experiments.evaluation import Localization, localization
 from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.guesses import blind_guesses
 from tbkd_utils.experiments.system import named_recipe
 from tbkd_utils.experiments.trained import train
 from tbkd_utils.localization.boxes import boxes_from_heatmap
@@ -110,8 +111,8 @@ def luminance(color: str) -> float:
 
 
 def test_who_is_who_is_told_by_more_than_color() -> None:
-    assert set(COLORS) == set(STYLES) == {"ground truth", "teacher", "student"}
-    assert len(set(STYLES.values())) == 3
+    assert set(COLORS) == set(STYLES) == {"ground truth", "blind guess", "teacher", "student"}
+    assert len(set(STYLES.values())) == 4
     assert len(set(MARKERS.values())) == 2
     for color in COLORS.values():  # readable on white: contrast at least 3 (WCAG 2 for graphics)
         assert 1.05 / (luminance(color) + 0.05) >= 3
@@ -336,7 +337,20 @@ def test_figure_6_survives_degenerate_numbers(changes: dict) -> None:
 
 
 def test_figure_6_of_a_real_run(teacher: Localization, student: Localization) -> None:
-    panels(miou_bars(table_3({"teacher": teacher, "student": student})), 1)
+    panels(miou_bars(table_3({"teacher": teacher, "student": student}, blind_guesses(teacher.experiment))), 1)
+
+
+def test_figure_6_draws_a_guess_as_a_line_that_has_no_seed() -> None:
+    guess = {"network": "blind: upper half of the image", "seed": None, "miou": 0.5}
+    table = pd.concat([mious(), pd.DataFrame([guess])], ignore_index=True).astype({"seed": "Int64"})
+    figure = miou_bars(table)
+    (axes,) = panels(figure, 1)
+    label = "best box-free guess: upper half of the image"
+    assert label in legend(figure)
+    assert "this run (seed 42), 95% interval over images" in legend(figure)
+    assert line(axes, label)[:, 1].tolist() == [0.5, 0.5]
+    assert [one.get_text() for one in axes.get_xticklabels()] == ["teacher", "student"]
+    assert axes.get_ylim()[1] > 0.5
 
 
 def test_threshold_curves_are_means_over_radiographs(teacher: Localization, student: Localization) -> None:

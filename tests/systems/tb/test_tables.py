@@ -14,6 +14,7 @@ from tbkd_utils.errors import UsageError
 from tbkd_utils.experiments.comparisons import localization_table, student_minus_teacher
 from tbkd_utils.experiments.evaluation import Localization, classification, localization
 from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.guesses import blind_guesses
 from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.experiments.trained import train
 from tbkd_utils.metrics.classification import METRICS, metrics_from_counts
@@ -90,7 +91,8 @@ def test_table_4_is_the_papers_and_follows_from_its_counts() -> None:
 
 def test_table_3_holds_our_miou_its_interval_and_the_papers_number(found) -> None:
     table = table_3(found)
-    assert table.columns.tolist() == ["network", "seed", "miou", "low", "high", "paper"]
+    scores = ["miou", "low", "high", "matched", "matched_low", "matched_high"]
+    assert table.columns.tolist() == ["network", "seed", *scores, "paper"]
     assert table["network"].tolist() == ["teacher", "student"]
     assert table["seed"].tolist() == [42, 42]
     assert table["paper"].tolist() == [0.1482, 0.2428]
@@ -99,6 +101,22 @@ def test_table_3_holds_our_miou_its_interval_and_the_papers_number(found) -> Non
         score = one.summary.set_index("metric").loc["score"]
         assert row.miou == pytest.approx(one.miou)
         assert (row.low, row.high) == (score["low"], score["high"])
+        matched = one.summary.set_index("metric").loc["matched"]
+        assert row.matched == pytest.approx(one.rows["matched"].mean())
+        assert (row.matched_low, row.matched_high) == (matched["low"], matched["high"])
+
+
+def test_table_3_ends_with_the_best_box_free_guess(smoke: Experiment, found) -> None:
+    guesses = blind_guesses(smoke)
+    table = table_3(found, guesses)
+    assert table["network"].tolist() == ["teacher", "student", f"blind: {guesses.best}"]
+    row = table.iloc[2]
+    assert row["miou"] == pytest.approx(guesses.of(guesses.best)["score"].mean())
+    assert row["matched"] == pytest.approx(guesses.of(guesses.best)["matched"].mean())
+    assert row["low"] < row["miou"] < row["high"]
+    assert row["matched_low"] < row["matched"] < row["matched_high"]
+    assert pd.isna(row["seed"])
+    assert pd.isna(row["paper"])
 
 
 def test_a_seed_that_the_paper_does_not_have_has_no_number_beside_it(found) -> None:
