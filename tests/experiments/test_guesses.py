@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from tbkd_utils.experiments.guesses import (
     blind_guesses,
     blind_table,
     minus_best_guess,
+    surplus_curve,
 )
 from tbkd_utils.experiments.trained import train
 from tbkd_utils.localization.boxes import boxes_from_json
@@ -157,3 +159,23 @@ def test_without_a_mean_chest_the_lungs_are_not_guessed_and_that_is_said(
     assert found.line == (found.best, pytest.approx(found.of(found.best)["score"].mean()))
     assert BlindGuesses(found.rows, found.training.iloc[:0], found.lungs, noisy).best == UPPER
     pd.testing.assert_frame_equal(blind_guesses(noisy).rows, found.rows)  # read back
+
+
+def test_surplus_boxes_pay_by_the_papers_score_alone(smoke: Experiment, student: Localization) -> None:
+    """By hand: one lesion is the upper left quarter, the network says the whole image; another has no box at all."""
+    height, width = smoke.test.size
+    quarter = np.array([[0, 0, width / 2, height / 2]], np.float32)
+    whole = np.array([[0, 0, width, height]], np.float32)
+    samples = SimpleNamespace(boxes=[quarter, quarter], size=(height, width))
+    found = SimpleNamespace(samples=samples, boxes=[whole, whole[:0]], experiment=smoke)
+    curve = surplus_curve(found, 3)
+    assert curve["added"].tolist() == [0, 1, 2, 3]
+    # added: the whole image (IoU 1/4), then the very quarter (1), then another quarter (0)
+    assert curve["miou"].tolist() == pytest.approx([1 / 8, 1 / 4, 1, 1])
+    assert curve["matched"].tolist() == pytest.approx(
+        [1 / 8, (1 / 8 + 1 / 4) / 2, (1 / 3 + 1 / 2) / 2, (1 / 4 + 1 / 3) / 2]
+    )
+    own = surplus_curve(student, 30)
+    assert own["miou"][0] == pytest.approx(student.miou)
+    assert own["matched"][0] == pytest.approx(student.rows["matched"].mean())
+    assert (np.diff(own["miou"]) >= 0).all()  # it never falls

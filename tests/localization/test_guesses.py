@@ -10,6 +10,7 @@ from tbkd_utils.errors import UsageError
 from tbkd_utils.localization.guesses import (
     best_constant_boxes,
     constant_boxes,
+    grid_boxes,
     guess_rows,
     lower_halves,
     upper_half,
@@ -285,3 +286,16 @@ def test_a_guess_outside_the_image_is_refused(guess: list[int]) -> None:
     """As documented."""
     with pytest.raises(UsageError, match="guess of image 0"):
         guess_rows(["a"], [[guess]], [[[30, 20, 60, 40]]], SIZE)
+
+
+def test_grid_boxes_are_the_whole_then_its_quarters_then_its_ninths() -> None:
+    boxes = grid_boxes(6, (60, 120))  # height, width
+    assert boxes.dtype == np.float32
+    assert boxes.tolist() == [
+        [0, 0, 120, 60],
+        [0, 0, 60, 30], [60, 0, 120, 30], [0, 30, 60, 60], [60, 30, 120, 60],
+        [0, 0, 40, 20],
+    ]  # fmt: skip
+    assert grid_boxes(0, (60, 120)).shape == (0, 4)
+    with pytest.raises(UsageError, match="count is -1"):
+        grid_boxes(-1, (60, 120))

@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from hessian_cases import a_spectrum
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,6 +24,7 @@ from tbkd_utils.views.explorer_figures import (
     smoothing,
     softening_figure,
     spectrum_figure,
+    surplus_figure,
     threshold_figure,
 )
 from tbkd_utils.views.figures import COLORS
@@ -74,6 +76,29 @@ def test_a_case_shows_truth_heatmaps_boxes_and_scores(networks) -> None:
         for panel, found in enumerate(networks, start=1):
             assert np.allclose(boxes_of(figure, found.role, panel, side), found.boxes[place], atol=1e-3)
             assert f"{found.role}: 1 box, score {found.rows['score'][place]:.3f}" in texts(figure)
+
+
+def test_a_case_shows_the_guess_beside_the_truth_alone(networks) -> None:
+    teacher, student = networks
+    side, name = teacher.samples.pixels.shape[1], teacher.samples.names[0]
+    blind = np.array([[2, 3, 20, 30], [30, 3, 50, 30]], np.float32)
+    figure = drawn(case_figure(teacher, student, name, blind))
+    assert np.allclose(boxes_of(figure, "blind guess", 0, side), blind, atol=1e-3)
+    assert all(len(boxes_of(figure, "blind guess", panel, side)) == 0 for panel in (1, 2))
+    assert "blind guess" in [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "blind guess" not in [text.get_text() for text in case_figure(teacher, student, name).legends[0].get_texts()]
+
+
+def test_added_boxes_and_both_scores_are_drawn(networks) -> None:
+    student, name = networks[1], networks[1].samples.names[1]
+    curve = pd.DataFrame({"added": [0, 1, 2], "miou": [0.1, 0.2, 0.3], "matched": [0.1, 0.08, 0.06]})
+    figure = drawn(surplus_figure(student, name, curve, 2))
+    side = student.samples.pixels.shape[1]
+    assert boxes_of(figure, "blind guess", 0, side).tolist() == [[0, 0, side, side], [0, 0, side / 2, side / 2]]
+    assert np.allclose(boxes_of(figure, "student", 0, side), student.boxes[1], atol=1e-3)
+    lines = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[1].lines}
+    assert lines["mIOU (Algorithms 2-3)"] == [0.1, 0.2, 0.3]
+    assert lines["one-to-one IoU"] == [0.1, 0.08, 0.06]
 
 
 def test_at_the_recipes_setting_the_threshold_figure_shows_the_evaluations_boxes(networks) -> None:

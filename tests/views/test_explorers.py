@@ -19,6 +19,7 @@ from PIL import Image
 
 from tbkd_utils.experiments.evaluation import Localization, localization, logit_rows
 from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.guesses import blind_guesses
 from tbkd_utils.experiments.shortcut import shortcut_effect
 from tbkd_utils.experiments.trained import train
 from tbkd_utils.localization.tables import score_rows
@@ -33,6 +34,7 @@ from tbkd_utils.views.explorers import (
     shortcut_explorer,
     softening_explorer,
     spectrum_viewer,
+    surplus_explorer,
     threshold_explorer,
 )
 from tbkd_utils.views.live_boxes import LiveBoxes
@@ -142,6 +144,42 @@ def test_the_scores_are_the_evaluations(networks) -> None:
         explorer.controls["name"].value = name
         a, b = (found.rows["score"][found.samples.names.index(name)] for found in (teacher, student))
         assert f"teacher {a:.3f}, student {b:.3f}, student's gain {b - a:+.3f}" in numbers(explorer)[1]
+
+
+def test_the_best_box_free_guess_is_scored_and_can_be_drawn(smoke: Experiment, networks) -> None:
+    guesses = blind_guesses(smoke)
+    explorer = case_browser(*networks, guesses)
+    for name in networks[0].samples.names[:3]:
+        explorer.controls["name"].value = name
+        row = guesses.of(guesses.best).set_index("name").loc[name]
+        a, b = (found.rows.set_index("name")["matched"][name] for found in networks)
+        assert numbers(explorer)[2].endswith(f"teacher {a:.3f}, student {b:.3f}")
+        assert numbers(explorer)[3] == (
+            f"Best box-free guess, the {guesses.best}: score {row['score']:.3f}, one-to-one {row['matched']:.3f}"
+        )
+    before = picture(explorer)
+    _, after = moves(explorer, "blind", True)
+    assert not np.array_equal(before, after)
+    _, again = moves(explorer, "blind", False)
+    assert np.array_equal(before, again)
+
+
+def test_added_boxes_move_both_scores_and_start_at_the_networks_own(networks) -> None:
+    student = networks[1]
+    explorer = surplus_explorer(student)
+    own = student.rows["matched"].mean()
+    start = numbers(explorer)
+    assert start[0].startswith("0 boxes added blindly to the student's own on each of 8")
+    assert start[1].startswith(f"mIOU {student.miou:.3f} (without them {student.miou:.3f}); one-to-one IoU {own:.3f}")
+    first = picture(explorer)
+    lines, later = moves(explorer, "added", 30)
+    place = student.samples.names.index(explorer.controls["name"].value)
+    assert f"{30 + len(student.boxes[place])} boxes, score" in lines[2]
+    mious, matched = ([float(text.split(score)[1].split()[0]) for text in (start[1], lines[1])]
+                      for score in ("mIOU ", "one-to-one IoU "))  # fmt: skip
+    assert mious[1] > mious[0]
+    assert matched[1] < matched[0]
+    assert not np.array_equal(first, later)
 
 
 def test_sorting_and_filtering_give_the_chosen_cases_from_the_first(networks) -> None:
@@ -332,6 +370,8 @@ def test_every_control_has_a_description(smoke: Experiment, networks) -> None:
     trained = train(smoke, "teacher"), train(smoke, "student")
     explorers = [
         case_browser(*networks),
+        case_browser(*networks, blind_guesses(smoke)),
+        surplus_explorer(networks[1]),
         threshold_explorer(*networks),
         softening_explorer(smoke, *trained),
         shortcut_explorer(smoke, *trained),

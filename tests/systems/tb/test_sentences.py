@@ -1,6 +1,7 @@
 """What the notebooks say they found: the numbers of the run, and a verdict that follows from the intervals."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,10 @@ import pytest
 from tbkd_utils.data.check import DatasetReport, check_dataset
 from tbkd_utils.experiments.evaluation import Localization, classification, localization, probabilities
 from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.guesses import blind_guesses
 from tbkd_utils.experiments.trained import TrainedNetwork, train
 from tbkd_utils.systems.tb.sentences import (
+    blind_sentences,
     box_sentences,
     data_sentences,
     rise_sentences,
@@ -19,6 +22,7 @@ from tbkd_utils.systems.tb.sentences import (
     teacher_sentences,
     verdict_sentences,
 )
+from tbkd_utils.systems.tb.verdicts import _blind
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +147,40 @@ def test_verdicts_are_counted() -> None:
         "- 2 of 3 claims are not shown either way: Table 4 (2).",
         "- Verdicts: 3 not comparable.",
     ]
+
+
+def test_the_best_box_free_guess_is_named_and_each_network_set_against_it(
+    smoke: Experiment, found: dict[str, Localization]
+) -> None:
+    guesses = blind_guesses(smoke)
+    own = guesses.of(guesses.best)[["score", "matched"]].mean()
+    first, *rest = blind_sentences(guesses, found).splitlines()
+    assert first.startswith(f"- Best box-free guess: the {guesses.best}. mIOU {own['score']:.3f} (")
+    assert f"one-to-one IoU {own['matched']:.3f} (" in first
+    assert [line.split(" minus ")[0] for line in rest] == ["- The teacher", "- The student"]
+    apart = found["student"].rows["score"].mean() - own["score"]
+    assert f"mIOU {apart:+.3f} (" in rest[1]
+    missing = dataclasses.replace(guesses, lungs=guesses.lungs.iloc[:0])
+    assert blind_sentences(missing, found).splitlines()[-1] == f"- {missing.missing}"
+
+
+@pytest.mark.parametrize(("shift", "said"), [(0.3, "higher"), (-0.3, "lower"), (0.0, "no difference shown")])
+def test_whether_a_network_beats_the_guess_follows_the_interval(
+    smoke: Experiment, found: dict[str, Localization], shift: float, said: str
+) -> None:
+    guesses = blind_guesses(smoke)
+    noise = 0.01 * np.array([1, -1] * 4)
+    rows = guesses.of(guesses.best)
+    rows[["score", "matched"]] = rows[["score", "matched"]].add(shift + noise, axis=0)
+    one = SimpleNamespace(rows=rows)
+    text = blind_sentences(guesses, {"student": one}).splitlines()[1]
+    assert text.count(f"): {said}") == 2
+    evidence = SimpleNamespace(guesses=guesses, located={"student": one})
+    table = pd.DataFrame(_blind(evidence), columns=["artifact", "claim", "here", "holds here"])
+    assert table["artifact"].tolist() == ["Blind guess (ours)"] * 2
+    assert set(table["holds here"]) == {{"higher": "yes", "lower": "no"}.get(said, "not shown")}
+    assert table["claim"].str.contains(guesses.best).all()
+    assert [claim.split(" is higher")[0] for claim in table["claim"]] == [
+        "the student's mIOU", "the student's one-to-one IoU"
+    ]  # fmt: skip
+    assert table["here"].str.startswith(f"{shift:+.3f} (").all() or shift == 0
