@@ -96,7 +96,7 @@ def test_added_boxes_and_both_scores_are_drawn(networks) -> None:
     side = student.samples.pixels.shape[1]
     assert boxes_of(figure, "blind guess", 0, side).tolist() == [[0, 0, side, side], [0, 0, side / 2, side / 2]]
     assert np.allclose(boxes_of(figure, "student", 0, side), student.boxes[1], atol=1e-3)
-    lines = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[1].lines}
+    lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[1].lines}
     assert lines["mIOU (Algorithms 2-3)"] == [0.1, 0.2, 0.3]
     assert lines["one-to-one IoU"] == [0.1, 0.08, 0.06]
 
