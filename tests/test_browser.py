@@ -31,7 +31,7 @@ WIDTHS = (1400, 800)
 EXPLORERS = {
     "03_student_distillation": ("softening",),
     "04_gradcam_boxes": ("threshold",),
-    "05_localization_miou": ("cases", "shortcut"),
+    "05_localization_miou": ("surplus", "cases", "shortcut"),
     "06_hessian_spectrum": ("spectrum",),
 }
 FAILED = ".jp-OutputArea [data-mime-type='application/vnd.jupyter.error']"

@@ -113,6 +113,8 @@ def test_a_curve_says_how_sure_its_best_value_is(smoke: Experiment) -> None:
     best = rows["value"][rows["miou"].argmax()]
     assert curve_sentence(rows, "temperature", 2.0).startswith(f"Highest mIOU at temperature {best:g}")
     assert "3, is not among the values" in curve_sentence(rows, "temperature", 3.0)
+    said = curve_sentence(rows, "temperature", 2.0, ("whole image", 0.1234))
+    assert said.endswith(" The best box-free guess, the whole image, has an mIOU of 0.123.")
     line = ablation_curve(rows, variant_rows(smoke, seed_variants(smoke.recipe)[:1]), "T", 2.0).axes[0].lines[1]
     assert list(line.get_ydata()) == rows["miou"].tolist()
 

@@ -269,16 +269,25 @@ def flatness_sentences(spectra: Mapping[str, Spectrum], sizes: pd.DataFrame) -> 
     return "\n".join(lines)
 
 
-def curve_sentence(rows: pd.DataFrame, what: str, claimed: float) -> str:
-    """Says in words which value came out best, and how sure that is on these radiographs."""
+def curve_sentence(rows: pd.DataFrame, what: str, claimed: float, guess: tuple[str, float] | None = None) -> str:
+    """Says in words which value came out best, how sure that is on these radiographs, and what a blind guess scores.
+
+    Args:
+        rows: From `comparisons.curve_rows`.
+        what: The setting that is varied.
+        claimed: Its best value in the paper.
+        guess: The best box-free guess and its mIOU, from `BlindGuesses.line`; None leaves it out.
+    """
     top = rows.iloc[int(rows["miou"].argmax())]
     spread = rows["miou"].max() - rows["miou"].min()
     text = f"Highest mIOU at {what} {top['value']:g}: {top['miou']:.3f}"
     text += f" (the best in {top['best']:.0%} of the resamples of the radiographs); from worst to best {spread:.3f}. "
     ours = rows.loc[np.isclose(rows["value"], claimed)]
     if ours.empty:
-        return text + f"The paper's best, {claimed:g}, is not among the values."
-    return text + f"The paper's best, {claimed:g}, is the best here in {ours['best'].iloc[0]:.0%} of the resamples."
+        text += f"The paper's best, {claimed:g}, is not among the values."
+    else:
+        text += f"The paper's best, {claimed:g}, is the best here in {ours['best'].iloc[0]:.0%} of the resamples."
+    return text + (f" The best box-free guess, the {guess[0]}, has an mIOU of {guess[1]:.3f}." if guess else "")
 
 
 def difference_sentences(table: pd.DataFrame) -> str:
