@@ -219,7 +219,9 @@ def _bullets(lines: list[str]) -> str:
 def summary_sentences(experiment: Experiment, found: Mapping[str, Localization]) -> str:
     """Says in words what the numbers of this run show, as Markdown; every number in it is computed here."""
     teacher, student = found["teacher"], found["student"]
-    row = student_minus_teacher(teacher, student).set_index("metric").loc["score"].to_dict()
+    rows = student_minus_teacher(teacher, student).set_index("metric").to_dict("index")
+    row, strict = rows["score"], rows["matched"]
+    matched = [float(one.rows["matched"].mean()) for one in (teacher, student)]
     if row["low"] > 0:
         verdict = "The student localizes better than its teacher on these radiographs"
     elif row["high"] < 0:
@@ -232,6 +234,9 @@ def summary_sentences(experiment: Experiment, found: Mapping[str, Localization])
         f"- mIOU: teacher {teacher.miou:.3f}, student {student.miou:.3f}, on {on}.",
         f"- {verdict}: difference {row['difference']:+.3f}, 95% interval {row['low']:+.3f} to {row['high']:+.3f}, "
         f"paired permutation test {_p(row['p'])}.",
+        f"- One-to-one IoU, in which missed and surplus boxes count 0: teacher {matched[0]:.3f}, student "
+        f"{matched[1]:.3f}; difference {strict['difference']:+.3f} ({strict['low']:+.3f} to {strict['high']:+.3f}, "
+        f"{_p(strict['p'])}): {interval_verdict(strict['low'], strict['high'])}.",
         f"- This is one seed ({experiment.recipe.training.seed}) of the last layer. In the paper, four seeds move the "
         f"student's mIOU between {min(v['student'] for v in TABLE_3.values()):.3f} and "
         f"{max(v['student'] for v in TABLE_3.values()):.3f}.",

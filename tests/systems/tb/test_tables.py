@@ -346,10 +346,14 @@ def test_the_words_hold_the_numbers_of_the_run(smoke: Experiment) -> None:
     teacher, student = scored(smoke, [0.1, 0.2], miou=0.15), scored(smoke, [0.2, 0.4], miou=0.3)
     lines = summary_sentences(smoke, {"teacher": teacher, "student": student}).splitlines()
     assert lines[0] == "- mIOU: teacher 0.150, student 0.300, on 2 radiographs with 2 boxes."
-    assert "one seed (42)" in lines[2]
-    assert "between 0.119 and 0.265" in lines[2]
-    assert lines[3].startswith("- Not comparable with the paper's numbers: the radiographs are synthetic; ")
-    assert len(lines) == 4
+    assert lines[2].startswith(
+        "- One-to-one IoU, in which missed and surplus boxes count 0: teacher 0.150, student 0.300; difference +0.150 ("
+    )
+    assert lines[2].endswith("): higher.")
+    assert "one seed (42)" in lines[3]
+    assert "between 0.119 and 0.265" in lines[3]
+    assert lines[4].startswith("- Not comparable with the paper's numbers: the radiographs are synthetic; ")
+    assert len(lines) == 5
 
 
 def test_the_words_say_when_the_networks_were_scored_on_different_radiographs(smoke: Experiment) -> None:
