@@ -112,7 +112,7 @@ def surplus_explorer(found: Localization) -> Explorer:
             f"{added} boxes added blindly to the {found.role}'s own on each of {len(samples)} radiographs",
             f"mIOU {now['miou']:.3f} (without them {start['miou']:.3f}); one-to-one IoU {now['matched']:.3f} (without "
             f"them {start['matched']:.3f})",
-            f"{name}: {len(boxes)} box{'' if len(boxes) == 1 else 'es'}, score {image_score(*own):.3f}, one-to-one {matched_score(*own):.3f}",
+            f"{name}: {_boxes(len(boxes))}, score {image_score(*own):.3f}, one-to-one {matched_score(*own):.3f}",
         ]
         alt = f"Radiograph {name} with boxes added blindly, and both scores over their number. {'. '.join(lines)}."
         return View(surplus_figure(found, name, curve, added), lines, alt)
@@ -235,6 +235,10 @@ def spectrum_viewer(spectra: Mapping[str, Spectrum]) -> Explorer:
 
 def _label(label: int) -> str:
     return "TB" if label else "no TB"
+
+
+def _boxes(count: int) -> str:
+    return f"{count} box{'' if count == 1 else 'es'}"
 
 
 def _losses(row: Any) -> str:
