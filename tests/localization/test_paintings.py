@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tbkd_utils.errors import UsageError
-from tbkd_utils.localization.lungs import Lungs
+from tbkd_utils.localization.lungs import Lungs, lungs_of
 from tbkd_utils.localization.paintings import FRAME, LUNGS, REST, paint_region, region_of
 from tbkd_utils.localization.scores import energy_in_mask
 
@@ -14,10 +14,9 @@ EDGE = 3  # of 100 pixels
 @pytest.fixture
 def lungs() -> Lungs:
     """Two lungs of 20 x 50 pixels in 100 x 100."""
-    mask = np.zeros((100, 100), bool)
-    mask[20:70, 20:40] = mask[20:70, 60:80] = True
-    boxes = np.array([[20, 20, 40, 70], [60, 20, 80, 70]], np.float32)
-    return Lungs(mask, boxes, 1.0, fallback=False)
+    masks = np.zeros((2, 100, 100), bool)
+    masks[0, 20:70, 20:40] = masks[1, 20:70, 60:80] = True
+    return lungs_of(masks, 1.0)
 
 
 @pytest.fixture
