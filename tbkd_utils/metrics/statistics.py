@@ -21,6 +21,7 @@ from scipy import stats
 from tbkd_utils.errors import UsageError
 
 _CHUNK = 2_000_000  # numbers drawn at once: bounds the memory of a bootstrap at a few tens of MB
+_ROUNDING = 1e-12  # a mean of differences of scores that is no larger is 0
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,63 @@ def bootstrap_interval(
     if x.min() == x.max():  # else rounding would give a constant column an interval of width 1e-17
         return float(x[0]), float(x[0])
     sums, counts = _by_cluster(x, clusters)
-    rng = np.random.default_rng(seed)
-    step = max(1, _CHUNK // len(sums))
-    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
-    drawn = (rng.integers(len(sums), size=(size, len(sums))) for size in sizes)
-    means = np.concatenate([sums[index].sum(axis=1) / counts[index].sum(axis=1) for index in drawn])
+    means = _resampled_ratios(sums, counts, resamples, seed)
     low, high = np.quantile(means, _tails(level))
     return float(low), float(high)
+
+
+def skill(
+    score: ArrayLike,
+    guess: ArrayLike,
+    full: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    clusters: ArrayLike | None = None,
+) -> tuple[float, float, float]:
+    """The share of the way from a blind guess (0) to the same network under full supervision (1).
+
+    (mean(score) - mean(guess)) / (mean(full) - mean(guess)), with a percentile bootstrap interval over radiographs that
+    draws as `bootstrap_interval` does. The share is negative for a network worse than the guess, and above 1 for one
+    better than full supervision. The interval is about radiographs: it says nothing of seeds that were not run.
+
+    A resample in which full supervision is not above the guess has no scale, so that its share could be anything. It is
+    not left out, which would make the interval too narrow: it counts as minus infinity at the lower end and as
+    infinity at the upper end. So where more than (1 - level) / 2 of the resamples are such, the interval is
+    (-inf, inf): these radiographs do not bound the share.
+
+    Args:
+        score: (n,) one finite number per radiograph, such as an IoU, or (seeds, n), averaged over the seeds first.
+        guess: The same of the guess, for the same radiographs in the same order.
+        full: The same of the network under full supervision. Each of the three may have seeds of its own.
+        level: Coverage, in (0, 1).
+        resamples: Number of resamples, >= 1.
+        seed: Seed of the draws.
+        clusters: (n,) the patient of each radiograph, as in `bootstrap_interval`.
+
+    Returns:
+        (share, low, high), without unit.
+
+    Raises:
+        UsageError: If full supervision is not above the guess, so that there is no scale; or numbers are missing, not
+            finite or of different lengths, or an option is out of range.
+    """
+    _check_options(level, resamples)
+    means = [_over_seeds(values, name) for values, name in ((score, "score"), (guess, "guess"), (full, "full"))]
+    if len({len(values) for values in means}) > 1:
+        counts = ", ".join(str(len(values)) for values in means)
+        raise UsageError(f"score, guess and full need the same radiographs in the same order; got {counts} of them")
+    gained, room = means[0] - means[1], means[2] - means[1]
+    if not room.mean() > _ROUNDING:
+        raise UsageError(
+            f"full supervision (mean {means[2].mean():.3g}) is not above the guess (mean {means[1].mean():.3g}), so "
+            "there is no scale to place a network on: report the differences instead"
+        )
+    gains, rooms = _by_cluster(gained, clusters)[0], _by_cluster(room, clusters)[0]
+    shares = _resampled_ratios(gains, rooms, resamples, seed)
+    low, high = (_end(shares, *end) for end in zip(_tails(level), (-np.inf, np.inf), strict=True))
+    return float(gained.mean() / room.mean()), low, high
 
 
 def bootstrap_metric(
@@ -283,6 +334,33 @@ def _vector(values: ArrayLike, name: str) -> NDArray[np.float64]:
         bad = int(np.flatnonzero(~np.isfinite(x))[0])
         raise UsageError(f"{name} must be finite; number {bad} is {x[bad]}: leave it out or mend it")
     return x
+
+
+def _over_seeds(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    """(n,) numbers as they are, or the mean of (seeds, n) over the seeds."""
+    x = np.asarray(values, dtype=np.float64)
+    return _vector(x.mean(axis=0) if x.ndim == 2 and len(x) else x, name)
+
+
+def _resampled_ratios(
+    over: NDArray[np.float64], under: NDArray[np.float64], resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """sum(over) / sum(under) of each resample of the clusters, (resamples,); nan where sum(under) is not above 0."""
+    rng, n = np.random.default_rng(seed), len(over)
+    step = max(1, _CHUNK // n)
+    found = []
+    for start in range(0, resamples, step):
+        index = rng.integers(n, size=(min(step, resamples - start), n))
+        above, below = over[index].sum(axis=1), under[index].sum(axis=1)
+        found.append(np.divide(above, below, out=np.full(len(index), np.nan), where=below > 0))
+    return np.concatenate(found)
+
+
+def _end(shares: NDArray[np.float64], tail: float, unbounded: float) -> float:
+    """A quantile of shares of which nan counts as this infinity."""
+    with np.errstate(invalid="ignore"):  # between two infinities
+        end = float(np.quantile(np.where(np.isnan(shares), unbounded, shares), tail))
+    return unbounded if np.isnan(end) else end
 
 
 def _paired(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from tbkd_utils.metrics.statistics import (
     paired_permutation_test,
     patients_of,
     seeds_needed,
+    skill,
     wilson_interval,
 )
 
@@ -275,3 +276,62 @@ def test_patients_of_a_table():
     rows = pd.DataFrame({"name": ["x", "y"]})
     assert patients_of(rows) is None
     assert patients_of(rows.assign(patient=["a", "a"])).tolist() == ["a", "a"]
+
+
+# --- the share of the way from a guess to full supervision ------------------------------------------------------------
+
+
+def test_skill_by_hand() -> None:
+    """Means 0.5, 0.3 and 0.8: two fifths of the way."""
+    share, low, high = skill([0.4, 0.6], [0.2, 0.4], [0.7, 0.9])
+    assert share == pytest.approx(0.4)
+    assert (low, high) == (pytest.approx(0.4), pytest.approx(0.4))  # each radiograph by itself says 0.2 / 0.5
+
+
+def test_skill_is_a_ratio_of_means_and_not_a_mean_of_ratios() -> None:
+    share, low, high = skill([1, 0], [0, 0], [2, 8])
+    assert share == pytest.approx(0.1)  # 1 / 10; the mean of 1 / 2 and 0 / 8 would be 0.25
+    assert (low, high) == (0.0, 0.5)  # one radiograph drawn twice, each way in a quarter of the draws
+
+
+@pytest.mark.parametrize(("score", "expected"), [(0.0, -1.0), (0.2, 0.0), (0.4, 1.0), (0.5, 1.5)])
+def test_skill_may_leave_the_unit_interval(score: float, expected: float) -> None:
+    assert skill([score] * 3, [0.2] * 3, [0.4] * 3) == pytest.approx((expected,) * 3)
+
+
+def test_skill_averages_seeds_before_radiographs_are_drawn() -> None:
+    rng = np.random.default_rng(1)
+    score, full = rng.random((3, 20)), 1 + rng.random((2, 20))
+    guess = rng.random(20)
+    assert skill(score, guess, full) == skill(score.mean(axis=0), guess, full.mean(axis=0))
+
+
+def test_skill_between_0_and_1_is_the_mean_with_its_interval() -> None:
+    rng = np.random.default_rng(2)
+    score, patients = rng.random(40), np.arange(40) // 4
+    share, *ends = skill(score, np.zeros(40), np.ones(40), clusters=patients)
+    assert share == pytest.approx(score.mean())
+    assert ends == pytest.approx(bootstrap_interval(score, clusters=patients))
+    assert ends != pytest.approx(bootstrap_interval(score))
+
+
+def test_resamples_without_scale_widen_the_interval_of_skill() -> None:
+    """Full supervision is above the guess in the sample, and below it in a quarter of the draws (the second twice)."""
+    given = [0.1, 0.1], [0.0, 0.0], [0.9, -0.1]
+    assert skill(*given) == (pytest.approx(0.25), -np.inf, np.inf)
+    # a quarter of the draws have no scale, half have 0.2 / 0.8, a quarter 0.2 / 1.8
+    assert skill(*given, level=0.4) == pytest.approx((0.25, 1 / 9, 0.25))  # the quantiles 30% and 70%
+    assert skill(*given, level=0.6) == (pytest.approx(0.25), -np.inf, np.inf)  # 20% and 80%
+
+
+def test_skill_refuses_what_has_no_scale_or_does_not_go_together() -> None:
+    with pytest.raises(UsageError, match=r"full supervision \(mean 0.2\) is not above the guess \(mean 0.2\)"):
+        skill([0.5, 0.5], [0.1, 0.3], [0.3, 0.1])
+    with pytest.raises(UsageError, match="got 2, 1, 2 of them"):
+        skill([0.5, 0.5], [0.1], [0.3, 0.9])
+    with pytest.raises(UsageError, match="full must be finite; number 1 is nan"):
+        skill([0.5, 0.5], [0.1, 0.1], [[0.3, 0.9], [0.3, np.nan]])
+    with pytest.raises(UsageError, match=r"score must be a list .* got shape \(0, 2\)"):
+        skill(np.zeros((0, 2)), [0.1, 0.1], [0.3, 0.9])
+    with pytest.raises(UsageError, match="clusters must be one value per image"):
+        skill([0.5, 0.5], [0.1, 0.1], [0.3, 0.9], clusters=[1])
