@@ -115,6 +115,27 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_resize": 320,
         "eval_crop": 320,
         "cam_sizes": (256, 320),
+        "seeds": (0, 1, 2),
+    },
+    # The same on the drawings of `demo`: two minutes.
+    "maps_demo": _LOOKING
+    | {
+        "synthetic_train": (70, 70, 140),
+        "synthetic_val": (30, 30, 60),
+        "synthetic_size": 256,
+        "resize": 128,
+        "crop": 128,
+        "batch_size": 16,
+        "epochs": 4,
+        "map_teachers": (0, 1),
+        "map_resize": 128,
+        "map_crop": 128,
+        "map_epochs": 6,
+        "eval_resize": 160,
+        "eval_crop": 160,
+        "cam_sizes": (128, 160),
+        "threads": 1,
+        "seeds": (0,),
     },
     # The same in seconds, on drawings: every step runs, nothing is learned.
     "maps_smoke": _LOOKING
@@ -134,6 +155,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval_crop": 96,
         "cam_sizes": (80, 96),
         "threads": 1,
+        "seeds": (0, 1),
         "resamples": 200,
     },
 }
+BEYOND = {"smoke": "maps_smoke", "demo": "maps_demo", "laptop": "maps", "paper": "maps"}
+"""Recipe of the paper's series to the recipe that goes beyond it on the same radiographs."""

@@ -1,0 +1,217 @@
+"""Beyond the paper: how much of the way from a blind guess to full supervision image labels buy.
+
+Each condition changes one thing, with several seeds. The first ones look at teachers, which know labels alone; the
+others are students of maps, which differ in where their masks come from. Each seed has teachers of its own, so that
+seeds share nothing but the radiographs.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tbkd_utils.errors import SettingsError
+from tbkd_utils.experiments.evaluation import Localization, localization
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.guesses import BlindGuesses
+from tbkd_utils.experiments.system import named_recipe, overrides_of
+from tbkd_utils.experiments.trained import TrainedNetwork, train
+from tbkd_utils.localization.boxes import boxes_from_json
+from tbkd_utils.localization.failures import failure_rows
+from tbkd_utils.metrics.statistics import bootstrap_interval, paired_permutation_test, patients_of, skill
+from tbkd_utils.systems.tb.grid import TEACHER
+from tbkd_utils.systems.tb.presets import BEYOND, PRESETS
+from tbkd_utils.systems.tb.settings import TbRecipe
+
+MAP_STUDENT = "map_student"
+LABELS, ANATOMY, BLIND, BOXES = "image labels", "image labels, anatomy", "no label: lungs alone", "training boxes"
+FULL = "student of training boxes"
+BEST = "student of cleaned maps"
+ONE_A_LUNG: Mapping[str, Any] = {"inside_lungs": True, "boxes_by": "lung"}
+CONDITIONS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
+    "teacher, one size, not mirrored": (TEACHER, LABELS, {"cam_flip": False, "cam_sizes": ()}),
+    "teacher, whole radiographs": (TEACHER, LABELS, {"augmentation": "randaugment", **ONE_A_LUNG}),
+    "teacher, classes as they come": (TEACHER, LABELS, {"balance": "none", **ONE_A_LUNG}),
+    "teacher": (TEACHER, LABELS, {}),
+    "teacher, inside the lungs": (TEACHER, LABELS, {"inside_lungs": True}),
+    "teacher, one box a lung": (TEACHER, LABELS, ONE_A_LUNG),
+    BEST: (MAP_STUDENT, LABELS, {}),
+    "student told of upper lobes": (MAP_STUDENT, ANATOMY, {"anatomy": 0.5}),
+    "student of upper halves": (MAP_STUDENT, BLIND, {"mask_source": "lungs"}),
+    FULL: (MAP_STUDENT, BOXES, {"mask_source": "boxes"}),
+}
+"""Condition to its network, what it learned from, and how it differs from the recipe."""
+
+
+def beyond(experiment: Experiment) -> Experiment:
+    """Returns the experiment on the same radiographs by the recipe that goes beyond the paper's.
+
+    Settings that were given by hand go along, unless that recipe sets them itself.
+
+    Raises:
+        SettingsError: If the recipe has no such counterpart.
+    """
+    name = experiment.recipe.name
+    if name in BEYOND.values():
+        return experiment
+    if name not in BEYOND:
+        raise SettingsError(f"No recipe goes beyond '{name}': expected one of {', '.join(BEYOND)}.")
+    given = {key: value for key, value in overrides_of(experiment.recipe).items() if key not in PRESETS[BEYOND[name]]}
+    return dataclasses.replace(experiment, recipe=named_recipe(BEYOND[name], experiment.recipe.system, **given))
+
+
+def chains(experiment: Experiment, **changes: Any) -> list[Experiment]:
+    """Returns one experiment per seed, each with teachers of its own: as many as `map_teachers`, counted on."""
+    recipe = experiment.recipe
+    assert isinstance(recipe, TbRecipe)
+    first, found = recipe.maps.map_teachers, []
+    for place, seed in enumerate(recipe.ablation.seeds):
+        own = tuple(teacher + place * len(first) for teacher in first)
+        found.append(experiment.changed(seed=seed, map_teachers=own, **changes))
+    return found
+
+
+def first_teacher(chain: Experiment) -> Experiment:
+    """Returns the experiment of the first of a chain's teachers."""
+    recipe = chain.recipe
+    assert isinstance(recipe, TbRecipe)
+    return chain.changed(seed=recipe.maps.map_teachers[0])
+
+
+def networks(experiment: Experiment, condition: str, *, progress: bool = False) -> list[TrainedNetwork]:
+    """Trains the networks of a condition, one per seed, or loads them; of a chain's teachers the first.
+
+    Raises:
+        UsageError: If lungs are needed and the training radiographs have no mean chest.
+        RunError: If a run folder cannot be written.
+    """
+    role, _, changes = CONDITIONS[condition]
+    found = []
+    for chain in chains(experiment, **changes):
+        found.append(train(first_teacher(chain) if role == TEACHER else chain, role, progress=progress))
+    return found
+
+
+def located(
+    experiment: Experiment, conditions: Sequence[str] = tuple(CONDITIONS), *, progress: bool = False
+) -> dict[str, list[Localization]]:
+    """Scores the networks of each condition on the test set, one per seed; computed once and kept.
+
+    Raises:
+        UsageError: As `networks`, or if no test radiograph has a box.
+        RunError: If a run folder cannot be written.
+    """
+    found = {}
+    for condition in conditions:
+        looked = experiment.changed(**CONDITIONS[condition][2])
+        found[condition] = [localization(looked, one) for one in networks(experiment, condition, progress=progress)]
+    return found
+
+
+def condition_table(found: Mapping[str, Sequence[Localization]], guesses: BlindGuesses) -> pd.DataFrame:
+    """Sets every condition beside the best box-free guess and full supervision.
+
+    Args:
+        found: From `located`; skill needs the condition `FULL` in it.
+        guesses: Of the same experiment.
+
+    Returns:
+        The guess, then one row per condition: condition, learned_from, seeds, then for the paper's mIOU and for
+        `matched` (one-to-one IoU; missed and surplus boxes count 0) the mean over seeds and radiographs with low and
+        high, the difference from the guess with low and high, and skill with low and high: the share of the way from
+        the guess to full supervision. All intervals are 95% over radiographs. Skill is missing where full supervision
+        is not above the guess. Last boxes per radiograph.
+    """
+    blind = guesses.of(guesses.best)
+    lines = [_line(guesses.best, "nothing", [blind], blind, None, guesses)]
+    full = [one.rows for one in found[FULL]] if FULL in found else None
+    for condition, ones in found.items():
+        rows = [one.rows for one in ones]
+        lines.append(_line(condition, CONDITIONS[condition][1], rows, blind, full, guesses))
+    return pd.DataFrame(lines)
+
+
+def seed_table(found: Mapping[str, Sequence[Localization]], guesses: BlindGuesses) -> pd.DataFrame:
+    """Sets every seed of every condition against the best box-free guess, radiograph by radiograph.
+
+    Returns:
+        One row per condition, seed and metric: condition, seed, metric, mean, difference (network minus guess), low,
+        high (95% over radiographs), p (paired permutation test).
+    """
+    recipe, blind, lines = guesses.experiment.recipe, guesses.of(guesses.best), []
+    for condition, ones in found.items():
+        for seed, one in zip(guesses.experiment.recipe.ablation.seeds, ones, strict=True):
+            for metric in ("score", "matched"):
+                ours, theirs = _values(one.rows, metric, blind), _values(blind, metric, blind)
+                ends = bootstrap_interval(ours - theirs, **recipe.resampling, clusters=patients_of(blind))
+                p = paired_permutation_test(ours, theirs, **recipe.resampling_of_tests, clusters=patients_of(blind))
+                lines.append((condition, seed, metric, ours.mean(), (ours - theirs).mean(), *ends, p))
+    columns = ["condition", "seed", "metric", "mean", "difference", "low", "high", "p"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def failures(found: Sequence[Localization], guesses: BlindGuesses) -> pd.DataFrame:
+    """Names what went wrong for each lesion and surplus box, over all seeds; see `localization.failures`.
+
+    Returns:
+        The rows of `failure_rows` with a column `seed`.
+    """
+    middles = _middles(guesses)
+    tables = []
+    for seed, one in zip(guesses.experiment.recipe.ablation.seeds, found, strict=True):
+        samples = one.samples
+        middle = [middles.get(name, samples.size[1] / 2) for name in samples.names]
+        tables.append(failure_rows(samples.names, samples.boxes, one.boxes, middle).assign(seed=seed))
+    return pd.concat(tables, ignore_index=True)
+
+
+def scorings(experiment: Experiment) -> pd.DataFrame:
+    """Counts how often networks of this experiment were scored on test boxes: every run folder that holds scores.
+
+    Returns:
+        One row per kind of run: kind, count.
+    """
+    kinds = ("localization", "guesses")
+    counts = [sum(1 for _ in experiment.runs.glob(f"{kind}-*/rows.csv")) for kind in kinds]
+    return pd.DataFrame({"kind": kinds, "count": counts})
+
+
+def _middles(guesses: BlindGuesses) -> dict[str, float]:
+    """The column between the lungs of each test radiograph, in pixels of the input; empty where no lungs are known."""
+    pairs = guesses.lungs[["name", "boxes"]].itertuples(index=False)
+    found = {name: boxes_from_json(text) for name, text in pairs}  # (2, 4) each, the lung on the image's left first
+    return {name: float(boxes[0, 2] + boxes[1, 0]) / 2 for name, boxes in found.items()}
+
+
+def _line(
+    condition: str,
+    learned: str,
+    rows: Sequence[pd.DataFrame],
+    blind: pd.DataFrame,
+    full: Sequence[pd.DataFrame] | None,
+    guesses: BlindGuesses,
+) -> dict[str, Any]:
+    """One row of `condition_table`."""
+    how = {**guesses.experiment.recipe.resampling, "clusters": patients_of(blind)}
+    line: dict[str, Any] = {"condition": condition, "learned_from": learned, "seeds": len(rows)}
+    for metric, name in (("score", "miou"), ("matched", "matched")):
+        guess, ours = _values(blind, metric, blind), np.stack([_values(one, metric, blind) for one in rows])
+        mean = ours.mean(axis=0)  # (radiographs,)
+        line |= _ends(name, float(mean.mean()), bootstrap_interval(mean, **how))
+        line |= _ends(f"{name}_minus_guess", float((mean - guess).mean()), bootstrap_interval(mean - guess, **how))
+        top = None if full is None else np.stack([_values(one, metric, blind) for one in full])
+        known = top is not None and top.mean() > guess.mean()
+        share, *ends = skill(ours, guess, top, **how) if known else (np.nan, np.nan, np.nan)
+        line |= _ends(f"{name}_skill", share, ends)
+    return line | {"boxes": float(np.mean([one["n_pred"].mean() for one in rows]))}
+
+
+def _ends(name: str, mean: float, ends: Sequence[float]) -> dict[str, float]:
+    return {name: mean, f"{name}_low": ends[0], f"{name}_high": ends[1]}
+
+
+def _values(rows: pd.DataFrame, metric: str, order: pd.DataFrame) -> np.ndarray:
+    """A metric of the radiographs in the order of another table, float64 (n,)."""
+    return rows.set_index("name")[metric].loc[list(order["name"])].to_numpy(dtype=np.float64)
