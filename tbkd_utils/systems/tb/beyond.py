@@ -167,6 +167,48 @@ def failures(found: Sequence[Localization], guesses: BlindGuesses) -> pd.DataFra
     return pd.concat(tables, ignore_index=True)
 
 
+def beyond_sentences(table: pd.DataFrame, seeds: pd.DataFrame) -> str:
+    """Says in words how far image labels get, every number from the tables.
+
+    Args:
+        table: From `condition_table`.
+        seeds: From `seed_table`.
+    """
+    guess, rows = table.iloc[0], table.set_index("condition")
+    lines = []
+    for condition in (BEST, "student told of upper lobes", FULL):
+        row = rows.loc[condition]
+        beaten = [_beaten(seeds, condition, metric) for metric in ("score", "matched")]
+        lines.append(
+            f"- {condition[0].upper()}{condition[1:]} ({row['learned_from']}): mIOU {row['miou']:.3f} "
+            f"({_signed(row, 'miou_minus_guess')} over the best box-free guess, "
+            f"“{guess['condition']}”), one-to-one IoU {row['matched']:.3f} ({_signed(row, 'matched_minus_guess')}). "
+            f"Seeds whose own interval lies above the guess: {beaten[0]} and {beaten[1]} of {row['seeds']:.0f}."
+        )
+    best = rows.loc[BEST]
+    if np.isfinite(best["miou_skill"]) and np.isfinite(best["matched_skill"]):
+        lines.append(
+            "- Of the way from the guess to full supervision, image labels buy "
+            f"{_share(best, 'miou_skill')} in mIOU and {_share(best, 'matched_skill')} in one-to-one IoU."
+        )
+    else:
+        lines.append("- Full supervision does not beat the guess here, so that there is no way to take a share of.")
+    return "\n".join(lines)
+
+
+def _beaten(seeds: pd.DataFrame, condition: str, metric: str) -> int:
+    own = seeds[(seeds["condition"] == condition) & (seeds["metric"] == metric)]
+    return int((own["low"] > 0).sum())
+
+
+def _signed(row: pd.Series, name: str) -> str:
+    return f"{row[name]:+.3f}, {row[f'{name}_low']:+.3f} to {row[f'{name}_high']:+.3f}"
+
+
+def _share(row: pd.Series, name: str) -> str:
+    return f"{row[name]:.0%} ({row[f'{name}_low']:.0%} to {row[f'{name}_high']:.0%})"
+
+
 def scorings(experiment: Experiment) -> pd.DataFrame:
     """Counts how often networks of this experiment were scored on test boxes: every run folder that holds scores.
 

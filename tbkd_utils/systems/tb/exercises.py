@@ -15,9 +15,12 @@ from tbkd_utils.experiments.comparisons import image_scores
 from tbkd_utils.experiments.curvature import hessian_batches
 from tbkd_utils.experiments.evaluation import Localization
 from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.guesses import BlindGuesses
 from tbkd_utils.experiments.sources import sources_of, tb_shares
 from tbkd_utils.experiments.trained import TrainedNetwork
+from tbkd_utils.localization.boxes import boxes_from_json
 from tbkd_utils.localization.paintings import LUNGS, paint_region, region_of
+from tbkd_utils.localization.scores import scores_of
 from tbkd_utils.metrics.operating import area_table
 
 
@@ -189,3 +192,61 @@ def _filled(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     for left, top, right, bottom in np.rint(boxes).astype(int):
         mask[top : max(bottom, top + 1), left : max(right, left + 1)] = True
     return mask
+
+
+def upper_share(guesses: BlindGuesses) -> pd.DataFrame:
+    """Says where lesions sit: the share of test lesions whose center lies in the upper half of its lung.
+
+    Returns:
+        One row per lung: lung (on the image's left or right), lesions, upper (share). A lesion belongs to the lung whose
+        center is nearer, from side to side.
+    """
+    lungs = guesses.lungs.set_index("name")["boxes"].map(boxes_from_json)
+    truths = guesses.of(guesses.best).set_index("name")["gt_boxes"].map(boxes_from_json)
+    lines = []
+    for name, lesions in truths.loc[lungs.index].items():
+        centers, places = (lesions[:, :2] + lesions[:, 2:]) / 2, (lungs[name][:, :2] + lungs[name][:, 2:]) / 2
+        nearest = np.abs(centers[:, None, 0] - places[None, :, 0]).argmin(axis=1)  # (lesions,)
+        lines += [(("left", "right")[lung], y < places[lung, 1]) for (_, y), lung in zip(centers, nearest, strict=True)]
+    grouped = pd.DataFrame(lines, columns=["lung", "upper"]).groupby("lung")["upper"]
+    return grouped.agg(lesions="size", upper="mean").reset_index()
+
+
+def oracle_lungs(guesses: BlindGuesses) -> pd.DataFrame:
+    """Gives the guess one thing that it cannot know: which lungs hold a lesion. Reads test boxes, so it is an oracle.
+
+    Returns:
+        Two rows, the guess and the oracle: guess, miou, matched (one-to-one IoU), boxes (per radiograph).
+    """
+    rows = guesses.of(guesses.best).set_index("name").loc[list(guesses.lungs["name"])]
+    given: dict[str, list[np.ndarray]] = {"both lungs": [], "only lungs with a lesion (oracle)": []}
+    truths = [boxes_from_json(text) for text in rows["gt_boxes"]]
+    for upper, truth in zip(guesses.lungs["upper"].map(boxes_from_json), truths, strict=True):
+        middle = float(upper[0, 2] + upper[1, 0]) / 2
+        right = (truth[:, 0] + truth[:, 2]) / 2 > middle  # (lesions,)
+        given["both lungs"].append(upper)
+        given["only lungs with a lesion (oracle)"].append(upper[sorted({int(one) for one in right})])
+    lines = []
+    for guess, boxes in given.items():
+        score, matched = np.array([scores_of(a, b)[:2] for a, b in zip(truths, boxes, strict=True)]).mean(axis=0)
+        lines.append((guess, score, matched, np.mean([len(one) for one in boxes])))
+    return pd.DataFrame(lines, columns=["guess", "miou", "matched", "boxes"])
+
+
+def weaker_yardstick(table: pd.DataFrame, condition: str, losses: Sequence[float] = (0.0, 0.02, 0.05)) -> pd.DataFrame:
+    """Computes skill again with a yardstick that scores less: a weak yardstick flatters.
+
+    Args:
+        table: From `beyond.condition_table`: the first row is the guess, the last full supervision.
+        condition: Whose skill.
+        losses: How much less full supervision scores, in mIOU.
+
+    Returns:
+        One row per loss: yardstick (its mIOU), skill (nan where the yardstick is not above the guess).
+    """
+    guess, full = table["miou"].iloc[0], table["miou"].iloc[-1]
+    ours = table.set_index("condition").loc[condition, "miou"]
+    lines = [
+        (full - loss, (ours - guess) / (full - loss - guess) if full - loss > guess else np.nan) for loss in losses
+    ]
+    return pd.DataFrame(lines, columns=["yardstick", "skill"])
