@@ -253,27 +253,54 @@ def localization(experiment: Experiment, trained: TrainedNetwork) -> Localizatio
     return _localized(experiment, trained, _scored(experiment, trained), which)
 
 
-def _localized(
-    experiment: Experiment, trained: TrainedNetwork, samples: Samples, which: Mapping[str, str]
-) -> Localization:
-    """Heatmaps, boxes and scores of these radiographs, each with a box, which `which` names."""
-    recipe, min_area = experiment.recipe, _min_area(experiment)
+def kept_heatmaps(
+    experiment: Experiment, trained: TrainedNetwork, samples: Samples, which: Mapping[str, Any]
+) -> tuple[np.ndarray, Run]:
+    """Returns heatmaps at the layer's resolution and the run folder that keeps them; computed once.
+
+    Args:
+        experiment: Recipe and data, for the network's role.
+        trained: The network.
+        samples: n radiographs.
+        which: Names these radiographs among those of the experiment.
+
+    Returns:
+        float32 (n, h, w), not normalized, and the folder.
+
+    Raises:
+        RunError: If the run folder cannot be written.
+    """
+    recipe = experiment.recipe
     keep_chest(experiment, trained.run)
     heat = experiment.run_at("heatmaps", _looked_at(experiment, trained) | recipe.differences("heatmaps") | dict(which))
     with heat.making() as needed:
         if needed:
             computed = torch.from_numpy(activation_maps(trained, samples, recipe))
             write_tensors(heat.file("maps.safetensors"), {"maps": computed})
-    maps = read_tensors(heat.file("maps.safetensors"))["maps"].numpy()
+    return read_tensors(heat.file("maps.safetensors"))["maps"].numpy(), heat
 
+
+def drawing(experiment: Experiment, trained: TrainedNetwork, samples: Samples) -> dict[str, Any]:
+    """Returns how the recipe draws boxes, as `tables.threshold_rows` takes it: area, method, and lungs if it asks."""
+    scores = experiment.recipe.scores
+    how: dict[str, Any] = {"area": scores.area, "method": scores.normalization}
+    if scores.boxes_by == "lung":
+        how["lungs"] = halves(samples, trained.chest, scores.second_lung)
+    return how
+
+
+def _localized(
+    experiment: Experiment, trained: TrainedNetwork, samples: Samples, which: Mapping[str, str]
+) -> Localization:
+    """Heatmaps, boxes and scores of these radiographs, each with a box, which `which` names."""
+    recipe, min_area = experiment.recipe, _min_area(experiment)
+    maps, heat = kept_heatmaps(experiment, trained, samples, which)
     made_from = {"heatmaps": heat.path.name, "rows": ROWS_FORMAT}
     run = experiment.run_at("localization", made_from | recipe.differences("scores"))
     found = Localization(trained.role, samples, maps, min_area, run, experiment)
     with run.making() as needed:
         if needed:
-            how: dict[str, Any] = {"area": recipe.scores.area, "method": recipe.scores.normalization}
-            if recipe.scores.boxes_by == "lung":
-                how["lungs"] = halves(samples, trained.chest, recipe.scores.second_lung)
+            how = drawing(experiment, trained, samples)
             given = (samples.names, found.heatmaps, samples.boxes)
             write_csv(run.file("rows.csv"), score_rows(*given, recipe.scores.threshold, min_area, **how))
             write_csv(run.file("thresholds.csv"), threshold_rows(*given, min_area, THRESHOLDS, **how))

@@ -1,4 +1,4 @@
-"""What went wrong, by name: each lesion and each predicted box of a radiograph is of one kind, so that kinds are counted.
+"""What went wrong, by name: each lesion and each predicted box is of one kind, so that kinds can be counted.
 
 A lesion is *found* if a box of its own reaches IoU 0.5; as many as can be are found at once (one-to-one matching). Any
 other lesion is compared with its partner: of the boxes that lie on its side of the middle between the lungs or overlap
@@ -6,15 +6,16 @@ it, the one of the largest IoU, and if none overlaps it the one whose center is 
 is a partner only where there is no other. The first rule that holds names the lesion:
 
 1. *missed lung*: no partner, so no box on its side.
-2. *too high*, *too low*: IoU 0, and the partner's center lies above or below the lesion's by more than half the lesion's
-   height.
+2. *too high*, *too low*: IoU 0, and the partner's center lies above or below the lesion's by more than half the
+   lesion's height.
 3. *elsewhere in the lung*: any other IoU of 0.
 4. *too large*: the partner covers more than half of the lesion, and its area is more than twice the lesion's.
 5. *too small*: more than half of the partner lies in the lesion, and its area is less than half the lesion's.
 6. *shifted*: the rest.
 
-A box that found a lesion or is a partner is *with a lesion*, and the lesion's kind says what is wrong with it. Any other
-box is in the *wrong lung* if no lesion lies on its side, and *surplus* if one does. A side is that of a box's center.
+A box that found a lesion or is a partner is *with a lesion*, and the lesion's kind says what is wrong with it. Any
+other box is in the *wrong lung* if no lesion lies on its side, and *surplus* if one does. A side is that of a box's
+center.
 """
 
 from collections.abc import Hashable, Sequence
