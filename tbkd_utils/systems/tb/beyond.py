@@ -94,6 +94,21 @@ def networks(experiment: Experiment, condition: str, *, progress: bool = False) 
     return found
 
 
+def choosers(experiment: Experiment) -> list[TrainedNetwork]:
+    """Returns networks of one role that can agree or not: the students of cleaned maps, or the teachers of the only one.
+
+    Raises:
+        As `networks`.
+    """
+    students = networks(experiment, BEST)
+    if len(students) > 1:
+        return students
+    (chain,) = chains(experiment)
+    recipe = chain.recipe
+    assert isinstance(recipe, TbRecipe)
+    return [train(chain.changed(seed=seed), TEACHER) for seed in recipe.maps.map_teachers]
+
+
 def located(
     experiment: Experiment, conditions: Sequence[str] = tuple(CONDITIONS), *, progress: bool = False
 ) -> dict[str, list[Localization]]:

@@ -198,8 +198,8 @@ def upper_share(guesses: BlindGuesses) -> pd.DataFrame:
     """Says where lesions sit: the share of test lesions whose center lies in the upper half of its lung.
 
     Returns:
-        One row per lung: lung (on the image's left or right), lesions, upper (share). A lesion belongs to the lung whose
-        center is nearer, from side to side.
+        One row per lung: lung (on the image's left or right), lesions, upper (share). A lesion belongs to the lung
+        whose center is nearer, from side to side.
     """
     lungs = guesses.lungs.set_index("name")["boxes"].map(boxes_from_json)
     truths = guesses.of(guesses.best).set_index("name")["gt_boxes"].map(boxes_from_json)
