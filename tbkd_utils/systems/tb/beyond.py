@@ -95,7 +95,7 @@ def networks(experiment: Experiment, condition: str, *, progress: bool = False) 
 
 
 def choosers(experiment: Experiment) -> list[TrainedNetwork]:
-    """Returns networks of one role that can agree or not: the students of cleaned maps, or the teachers of the only one.
+    """Returns networks of one role that can agree or not: the students of cleaned maps, or the only one's teachers.
 
     Raises:
         As `networks`.

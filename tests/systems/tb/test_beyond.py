@@ -1,0 +1,151 @@
+"""The conditions between a blind guess and full supervision, and what is said of them."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tbkd_utils.errors import SettingsError
+from tbkd_utils.experiments.evaluation import Localization
+from tbkd_utils.experiments.experiment import Experiment
+from tbkd_utils.experiments.guesses import BlindGuesses, blind_guesses
+from tbkd_utils.systems.tb import beyond as b
+from tbkd_utils.systems.tb.exercises import oracle_lungs, upper_share, weaker_yardstick
+from tbkd_utils.views.beyond_figures import condition_intervals, map_grid, spread_of_scores
+
+CHOSEN = ("teacher", b.BEST, b.FULL)
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    return b.beyond(Experiment.open("smoke", out=tmp_path_factory.mktemp("beyond")))
+
+
+@pytest.fixture(scope="module")
+def guesses(ours: Experiment) -> BlindGuesses:
+    return blind_guesses(ours)
+
+
+@pytest.fixture(scope="module")
+def found(ours: Experiment) -> dict[str, list[Localization]]:
+    return b.located(ours, CHOSEN)
+
+
+def test_the_recipe_beyond_takes_what_was_given_by_hand_along(tmp_path: Path) -> None:
+    given = Experiment.open("smoke", out=tmp_path, overrides={"statistics_seed": 7, "augmentation": "none"})
+    ours = b.beyond(given)
+    assert ours.recipe.name == "maps_smoke"
+    assert ours.recipe.statistics.statistics_seed == 7
+    assert ours.recipe.training.augmentation == "crops"  # the recipe sets it itself
+    assert b.beyond(ours) is ours
+
+
+def test_a_recipe_without_counterpart_is_refused(tmp_path: Path) -> None:
+    given = Experiment.open("smoke", out=tmp_path)
+    renamed = given.recipe.model_copy(update={"name": "mine"})
+    with pytest.raises(SettingsError, match="No recipe goes beyond 'mine': expected one of smoke, demo"):
+        b.beyond(Experiment(renamed, data=given.data, out=given.out))
+
+
+def test_every_seed_has_teachers_of_its_own(ours: Experiment) -> None:
+    chains = b.chains(ours)
+    assert [chain.recipe.flat()["map_teachers"] for chain in chains] == [[0, 1], [2, 3]]
+    assert [chain.recipe.randomness.seed for chain in chains] == [0, 1]
+    assert b.first_teacher(chains[1]).recipe.randomness.seed == 2
+
+
+def test_every_row_comes_from_the_rows_per_radiograph(
+    found: dict[str, list[Localization]], guesses: BlindGuesses
+) -> None:
+    table = b.condition_table(found, guesses).set_index("condition")
+    assert list(table.index) == [guesses.best, *CHOSEN]
+    for condition, ones in found.items():
+        for name, metric in (("miou", "score"), ("matched", "matched")):
+            by_hand = np.mean([one.rows[metric].mean() for one in ones])
+            blind = guesses.of(guesses.best)[metric].mean()
+            assert table.loc[condition, name] == pytest.approx(by_hand)
+            assert table.loc[condition, f"{name}_minus_guess"] == pytest.approx(by_hand - blind)
+    if table.loc[b.FULL, "miou_minus_guess"] > 0:
+        assert table.loc[b.FULL, "miou_skill"] == pytest.approx(1)
+    else:
+        assert np.isnan(table.loc[b.FULL, "miou_skill"])
+
+
+def test_seeds_stand_one_by_one(found: dict[str, list[Localization]], guesses: BlindGuesses) -> None:
+    table = b.seed_table(found, guesses)
+    assert len(table) == len(CHOSEN) * 2 * 2  # seeds, metrics
+    one = table[(table["condition"] == "teacher") & (table["seed"] == 1) & (table["metric"] == "matched")].iloc[0]
+    assert one["mean"] == pytest.approx(found["teacher"][1].rows["matched"].mean())
+    assert one["low"] <= one["difference"] <= one["high"]
+
+
+def test_failures_name_every_lesion_of_every_seed(found: dict[str, list[Localization]], guesses: BlindGuesses) -> None:
+    rows = b.failures(found[b.BEST], guesses)
+    lesions = sum(len(boxes) for boxes in found[b.BEST][0].samples.boxes)
+    assert (rows["about"] == "lesion").sum() == 2 * lesions
+
+
+def test_scorings_are_counted(ours: Experiment, found: dict[str, list[Localization]], guesses: BlindGuesses) -> None:
+    counted = b.scorings(ours).set_index("kind")["count"]
+    assert counted["localization"] >= 2 * len(CHOSEN)
+    assert counted["guesses"] >= 1
+
+
+TABLE = pd.DataFrame(
+    [
+        {"condition": "upper halves", "learned_from": "nothing", "miou": 0.4, "matched": 0.3},
+        {"condition": b.BEST, "learned_from": b.LABELS, "miou": 0.5, "matched": 0.4},
+        {"condition": "student told of upper lobes", "learned_from": b.ANATOMY, "miou": 0.5, "matched": 0.4},
+        {"condition": b.FULL, "learned_from": b.BOXES, "miou": 0.6, "matched": 0.8},
+    ]
+).assign(
+    seeds=3, miou_minus_guess=0.1, miou_minus_guess_low=0.05, miou_minus_guess_high=0.15, matched_minus_guess=0.1,
+    matched_minus_guess_low=0.05, matched_minus_guess_high=0.15, miou_skill=0.5, miou_skill_low=0.4,
+    miou_skill_high=0.6, matched_skill=0.2, matched_skill_low=0.1, matched_skill_high=0.3,
+)  # fmt: skip
+
+
+def test_the_sentences_count_seeds_and_take_numbers_from_the_tables() -> None:
+    seeds = pd.DataFrame(
+        [(b.BEST, seed, metric, low) for seed, low in ((0, 0.1), (1, -0.1), (2, 0.2)) for metric in ("score",)],
+        columns=["condition", "seed", "metric", "low"],
+    )
+    said = b.beyond_sentences(TABLE, seeds)
+    assert "mIOU 0.500 (+0.100, +0.050 to +0.150 over the best box-free guess, “upper halves”)" in said
+    assert "above the guess: 2 and 0 of 3" in said
+    assert "image labels buy 50% (40% to 60%) in mIOU and 20% (10% to 30%) in one-to-one IoU" in said
+    assert "no way to take a share of" in b.beyond_sentences(TABLE.assign(miou_skill=np.nan), seeds)
+
+
+def test_a_weak_yardstick_flatters() -> None:
+    skills = weaker_yardstick(TABLE, b.BEST, (0.0, 0.1, 0.2))
+    assert skills["yardstick"].tolist() == pytest.approx([0.6, 0.5, 0.4])
+    assert skills["skill"].tolist()[:2] == pytest.approx([0.5, 1.0])
+    assert np.isnan(skills["skill"][2])
+
+
+def test_the_oracle_of_lungs_draws_fewer_boxes_and_loses_no_miou(guesses: BlindGuesses) -> None:
+    guess, oracle = oracle_lungs(guesses).to_dict("records")
+    assert guess["boxes"] == 2
+    assert oracle["boxes"] < 2
+    assert guess["matched"] == pytest.approx(guesses.of(guesses.best)["matched"].mean())
+    assert oracle["matched"] > guess["matched"]
+
+
+def test_lesions_are_counted_once(guesses: BlindGuesses) -> None:
+    shares = upper_share(guesses)
+    assert shares["lesions"].sum() == guesses.of(guesses.best)["n_gt"].sum()
+    assert shares["upper"].between(0, 1).all()
+
+
+def test_the_figures_are_drawn(found: dict[str, list[Localization]], guesses: BlindGuesses) -> None:
+    table = b.condition_table(found, guesses)
+    labels = [text.get_text() for text in condition_intervals(table).axes[0].get_yticklabels()]
+    assert labels == [guesses.best, *CHOSEN]
+    best = found[b.BEST][0]
+    places = spread_of_scores(best, 3)
+    matched = best.rows["matched"].to_numpy()[places]
+    assert matched[0] == best.rows["matched"].min()
+    assert matched[-1] == best.rows["matched"].max()
+    assert len(map_grid({name: ones[0] for name, ones in found.items()}, places).axes) == 3 * 4
