@@ -177,7 +177,7 @@ def best_threshold(rows: pd.DataFrame, column: str) -> float:
         column: What counts.
     """
     means = rows.groupby("threshold")[column].mean().round(12)  # rounding errors are no reason to prefer one
-    return float(means.idxmax())
+    return float(means.index.to_numpy()[means.to_numpy().argmax()])
 
 
 @dataclass(frozen=True)
