@@ -1,9 +1,8 @@
 """Localization: heatmaps, the boxes drawn from them, and how well both find the lesions.
 
 Inside: heatmaps that compose (`heatmaps`), Algorithm 1 (`boxes`), scores of one image (`scores`) and of a set
-(`tables`), lungs without annotation (`lungs`), parts painted over (`paintings`), and guesses that look at no
-disease (`guesses`). It may import `models`
-and what lies below; it knows no recipe. Start reading at `heatmaps`.
+(`tables`), what went wrong by name (`failures`), lungs without annotation (`lungs`), parts painted over (`paintings`),
+and guesses that look at no disease (`guesses`). It may import `models` and what lies below; it knows no recipe. Start reading at `heatmaps`.
 """
 
 import lazy_loader
