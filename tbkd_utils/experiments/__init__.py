@@ -3,8 +3,8 @@
 Inside: settings (`recipe`), what a system declares (`system`), a recipe with its data (`experiment`), the mean chest of
 those (`chests`), trained networks (`trained`) and what is computed from them (`evaluation`, `curvature`, `shortcut`,
 `audit`, `sources`, `comparisons`, `choices`, `predict`), blind guesses (`guesses`), grids of networks (`grid`), and
-running it all (`notebooks`, `series`, `executors`, `status`). It may import every room below; it knows no paper. Start reading at
-`experiment`.
+running it all (`notebooks`, `series`, `executors`, `status`). It may import every room below; it knows no paper.
+Start reading at `experiment`.
 """
 
 import lazy_loader

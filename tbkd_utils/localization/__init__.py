@@ -2,7 +2,8 @@
 
 Inside: heatmaps that compose (`heatmaps`), Algorithm 1 (`boxes`), scores of one image (`scores`) and of a set
 (`tables`), what went wrong by name (`failures`), lungs without annotation (`lungs`), parts painted over (`paintings`),
-and guesses that look at no disease (`guesses`). It may import `models` and what lies below; it knows no recipe. Start reading at `heatmaps`.
+and guesses that look at no disease (`guesses`). It may import `models` and what lies below; it knows no recipe.
+Start reading at `heatmaps`.
 """
 
 import lazy_loader
