@@ -49,9 +49,7 @@ def map_grid(found: Mapping[str, Localization], indices: Sequence[int]) -> Figur
         found: Network to its maps and boxes, all of the same radiographs.
         indices: Which radiographs, by their position; at least one.
     """
-    figure = Figure(
-        figsize=(2.1 * (1 + len(found)), 2.1 * len(indices) + 0.5), dpi=1.5 * IMAGE_DPI, layout="constrained"
-    )
+    figure = Figure(figsize=(2.1 * (1 + len(found)), 2.1 * len(indices) + 0.5), dpi=IMAGE_DPI, layout="constrained")
     grid = figure.subplots(len(indices), 1 + len(found), squeeze=False)
     samples = next(iter(found.values())).samples
     for row, index in zip(grid, indices, strict=True):
