@@ -45,7 +45,7 @@ CONDITIONS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
 """Condition to its network, what it learned from, and how it differs from the recipe."""
 
 
-def beyond(experiment: Experiment) -> Experiment:
+def beyond_paper(experiment: Experiment) -> Experiment:
     """Returns the experiment on the same radiographs by the recipe that goes beyond the paper's.
 
     Settings that were given by hand go along, unless that recipe sets them itself.

@@ -19,7 +19,7 @@ CHOSEN = ("teacher", b.BEST, b.FULL)
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    return b.beyond(Experiment.open("smoke", out=tmp_path_factory.mktemp("beyond")))
+    return b.beyond_paper(Experiment.open("smoke", out=tmp_path_factory.mktemp("beyond")))
 
 
 @pytest.fixture(scope="module")
@@ -34,25 +34,25 @@ def found(ours: Experiment) -> dict[str, list[Localization]]:
 
 def test_the_recipe_beyond_takes_what_was_given_by_hand_along(tmp_path: Path) -> None:
     given = Experiment.open("smoke", out=tmp_path, overrides={"statistics_seed": 7, "augmentation": "none"})
-    ours = b.beyond(given)
+    ours = b.beyond_paper(given)
     assert ours.recipe.name == "maps_smoke"
     assert ours.recipe.statistics.statistics_seed == 7
     assert ours.recipe.training.augmentation == "crops"  # the recipe sets it itself
-    assert b.beyond(ours) is ours
+    assert b.beyond_paper(ours) is ours
 
 
 def test_a_recipe_without_counterpart_is_refused(tmp_path: Path) -> None:
     given = Experiment.open("smoke", out=tmp_path)
     renamed = given.recipe.model_copy(update={"name": "mine"})
     with pytest.raises(SettingsError, match="No recipe goes beyond 'mine': expected one of smoke, demo"):
-        b.beyond(Experiment(renamed, data=given.data, out=given.out))
+        b.beyond_paper(Experiment(renamed, data=given.data, out=given.out))
 
 
 def test_every_seed_has_teachers_of_its_own(ours: Experiment) -> None:
     chains = b.chains(ours)
     assert [chain.recipe.flat()["map_teachers"] for chain in chains] == [[0, 1], [2, 3]]
-    assert [chain.recipe.randomness.seed for chain in chains] == [0, 1]
-    assert b.first_teacher(chains[1]).recipe.randomness.seed == 2
+    assert [chain.recipe.flat()["seed"] for chain in chains] == [0, 1]
+    assert b.first_teacher(chains[1]).recipe.flat()["seed"] == 2
 
 
 def test_every_row_comes_from_the_rows_per_radiograph(
