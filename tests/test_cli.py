@@ -49,7 +49,7 @@ def test_recipes_are_set_side_by_side_where_they_differ() -> None:
     assert table["network"] == [recipe.training.network for recipe in recipes]
     assert table["epochs"] == [str(recipe.training.epochs) for recipe in recipes]
     own, more = "[train]", "[train, extra_train]"
-    assert table["train_splits"] == [own, own, more, own, more, own]
+    assert table["train_splits"] == [own, own, more, own, more, own, own]
     assert "temperature" not in table  # the same in all
 
 
@@ -233,7 +233,7 @@ def test_status_lists_every_step_and_runs_none(tmp_path: Path) -> None:
     text = good("status", "-r", "smoke", "-o", tmp_path, "-s", "seeds=[42]", "-s", "alphas=[0.75]")
     for step in ("01_data_preparation", "teacher (label_smoothing=0.1)", "10_report"):
         assert step in text
-    assert "14 waiting. The time left is not known before something is done." in text
+    assert "16 waiting. The time left is not known before something is done." in text
     assert not list((tmp_path / "runs" / "smoke").glob("0*"))
 
 
