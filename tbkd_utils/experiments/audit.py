@@ -14,13 +14,13 @@ import pandas as pd
 
 from tbkd_utils.data.cache import Samples
 from tbkd_utils.data.synthetic.dataset import read_synthetic_markers
-from tbkd_utils.experiments.chests import training_chest
+from tbkd_utils.experiments.chests import lungs_in, training_chest
 from tbkd_utils.experiments.evaluation import activation_maps, class_probabilities, is_positive, with_patients
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.shortcut import markers_in_sight, painted_over
 from tbkd_utils.experiments.trained import TrainedNetwork
 from tbkd_utils.localization.heatmaps import upsample
-from tbkd_utils.localization.lungs import Lungs, find_lungs, soft_lungs
+from tbkd_utils.localization.lungs import Lungs, soft_lungs
 from tbkd_utils.localization.paintings import FRAME_WIDTH, LUNGS, REGIONS, REST, paint_region, region_of
 from tbkd_utils.localization.scores import energy_in_mask, energy_inside
 from tbkd_utils.metrics.operating import roc_auc
@@ -71,8 +71,7 @@ def lungs_of(experiment: Experiment, samples: Samples) -> list[Lungs]:
     Raises:
         UsageError: As `audit_rows`.
     """
-    mean = training_chest(experiment)
-    return [find_lungs(np.array(samples.pixels[place]), mean) for place in range(len(samples))]
+    return lungs_in(samples, training_chest(experiment))
 
 
 def paintings(

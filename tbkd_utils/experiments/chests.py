@@ -10,7 +10,7 @@ from tbkd_utils.errors import RunError
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.recipe import Recipe
 from tbkd_utils.localization.boxes import PerLung
-from tbkd_utils.localization.lungs import MeanChest, find_lungs, mean_chest, middle_of
+from tbkd_utils.localization.lungs import Lungs, MeanChest, find_lungs, mean_chest, middle_of
 from tbkd_utils.runs import Run, cached_result, read_tensors, write_tensors
 
 CHEST = "chest.safetensors"
@@ -73,5 +73,9 @@ def read_chest(run: Run) -> MeanChest:
 
 def halves(samples: Samples, mean: MeanChest, second: float) -> Sequence[PerLung]:
     """Returns where the lungs of each radiograph meet, for one box a lung."""
-    found = (find_lungs(np.array(samples.pixels[place]), mean) for place in range(len(samples)))
-    return [PerLung(middle_of(one), second) for one in found]
+    return [PerLung(middle_of(one), second) for one in lungs_in(samples, mean)]
+
+
+def lungs_in(samples: Samples, mean: MeanChest) -> list[Lungs]:
+    """Returns the lungs of each radiograph, found by its alignment to the mean chest."""
+    return [find_lungs(np.array(samples.pixels[place]), mean) for place in range(len(samples))]

@@ -10,12 +10,11 @@ import pandas as pd
 
 from tbkd_utils.data.cache import Samples
 from tbkd_utils.errors import UsageError
-from tbkd_utils.experiments.chests import training_chest
+from tbkd_utils.experiments.chests import lungs_in, training_chest
 from tbkd_utils.experiments.evaluation import Localization, averaging, with_patients
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.localization.boxes import Boxes, boxes_from_json, boxes_to_json
 from tbkd_utils.localization.guesses import best_constant_boxes, grid_boxes, guess_rows, upper_half, whole_image
-from tbkd_utils.localization.lungs import find_lungs
 from tbkd_utils.localization.scores import average_score, scores_of
 from tbkd_utils.localization.tables import ROWS_FORMAT, summarize
 from tbkd_utils.metrics.statistics import bootstrap_interval, paired_permutation_test, patients_of
@@ -207,7 +206,7 @@ def _lungs(experiment: Experiment, samples: Samples, part: str) -> pd.DataFrame:
             mean = training_chest(experiment)
         except UsageError:  # too few radiographs, or no frontal chests
             return pd.DataFrame(columns=columns)
-        found = [find_lungs(np.array(samples.pixels[place]), mean) for place in range(len(samples))]
+        found = lungs_in(samples, mean)
         rows = [
             (name, boxes_to_json(one.boxes), boxes_to_json(one.upper), one.confidence, one.fallback)
             for name, one in zip(samples.names, found, strict=True)

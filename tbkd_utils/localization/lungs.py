@@ -150,7 +150,12 @@ def soft_lungs(lungs: Lungs) -> Array:
 
 def middle_of(lungs: Lungs) -> float:
     """Returns the column halfway between both lungs, in pixels."""
-    return float(lungs.boxes[0, 2] + lungs.boxes[1, 0]) / 2
+    return middle_between(lungs.boxes)
+
+
+def middle_between(boxes: Boxes) -> float:
+    """Returns the column halfway between two lungs, in pixels, from their boxes (2, 4), the left of the image first."""
+    return float(boxes[0, 2] + boxes[1, 0]) / 2
 
 
 def _content(image: Image) -> tuple[slice, slice]:

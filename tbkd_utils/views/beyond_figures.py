@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from tbkd_utils.experiments.evaluation import Localization
 from tbkd_utils.localization.boxes import normalize
-from tbkd_utils.views.figures import COLORS, HEAT, IMAGE_DPI, STYLES, draw_boxes
+from tbkd_utils.views.figures import COLORS, HEAT, IMAGE_DPI, STYLES, draw_boxes, show_image
 
 LEARNED = {  # Okabe and Ito 2008, with a mark each for those who print in gray
     "nothing": ("#A8507F", "X"),
@@ -53,10 +53,10 @@ def map_grid(found: Mapping[str, Localization], indices: Sequence[int]) -> Figur
     grid = figure.subplots(len(indices), 1 + len(found), squeeze=False)
     samples = next(iter(found.values())).samples
     for row, index in zip(grid, indices, strict=True):
-        _image(row[0], samples.pixels[index])
+        show_image(row[0], samples.pixels[index])
         draw_boxes(row[0], samples.boxes[index], "ground truth")
         for axes, one in zip(row[1:], found.values(), strict=True):
-            _image(axes, samples.pixels[index])
+            show_image(axes, samples.pixels[index])
             method = one.experiment.recipe.scores.normalization
             axes.imshow(normalize(one.heatmaps[index], method=method), cmap=HEAT, alpha=0.55, vmin=0, vmax=1)
             draw_boxes(axes, samples.boxes[index], "ground truth")
@@ -76,17 +76,12 @@ def spread_of_scores(found: Localization, count: int = 4) -> list[int]:
     return [int(order[place]) for place in np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)]
 
 
-def _image(axes: Axes, image: np.ndarray) -> None:
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255)
-    axes.set_axis_off()
-
-
 def _intervals(axes: Axes, table: pd.DataFrame, name: str) -> None:
     """One mark and interval a row; level lines through the first and the last."""
     for place, row in enumerate(table.to_dict("records")):
         color, mark = LEARNED[row["learned_from"]]
         axes.plot([row[f"{name}_low"], row[f"{name}_high"]], [place] * 2, color=color, linewidth=1.6)
         axes.plot(row[name], place, mark, color=color, markersize=6)
-    for place in (0, -1):
-        row = table.iloc[place]
-        axes.axvline(row[name], color=LEARNED[row["learned_from"]][0], linestyle=":", linewidth=1.4, zorder=0)
+    ends = table.iloc[[0, -1]].to_dict("records")
+    for end in ends:
+        axes.axvline(end[name], color=LEARNED[end["learned_from"]][0], linestyle=":", linewidth=1.4, zorder=0)

@@ -56,7 +56,8 @@ def seed_markers(seeds: Iterable[int]) -> dict[int, str]:
     return dict(zip(dict.fromkeys(seeds), itertools.cycle("osD^vP*X"), strict=False))
 
 
-def _blank(axes: Axes, image: np.ndarray) -> None:
+def show_image(axes: Axes, image: np.ndarray) -> None:
+    """Shows an image in gray, without axes."""
     axes.imshow(image, cmap="gray", vmin=0, vmax=255)
     axes.set_axis_off()
 
@@ -113,7 +114,7 @@ def radiographs(samples: Samples, classes: Sequence[str], columns: int = 5) -> F
         for axes in axes_row:
             axes.set_axis_off()
         for axes, index in zip(axes_row, chosen, strict=False):
-            _blank(axes, samples.pixels[index])
+            show_image(axes, samples.pixels[index])
             draw_boxes(axes, samples.boxes[index], "ground truth")
             axes.set_title(f"{title}\n{short_name(samples.names[index])}", fontsize=8)
     _legend(figure, ["ground truth"])
@@ -133,10 +134,10 @@ def preprocessing(image: np.ndarray, boxes: np.ndarray, recipe: Recipe, examples
     crop = geometry.pixels(image)
     figure = Figure(figsize=(2.2 * (2 + examples), 2.8), dpi=IMAGE_DPI, layout="constrained")
     row = figure.subplots(1, 2 + examples)
-    _blank(row[0], image)
+    show_image(row[0], image)
     draw_boxes(row[0], boxes, "ground truth")
     row[0].set_title(f"stored\n{image.shape[1]} x {image.shape[0]} px", fontsize=9)
-    _blank(row[1], crop)
+    show_image(row[1], crop)
     draw_boxes(row[1], geometry.boxes(boxes), "ground truth")
     word = "squashed" if recipe.pixels.aspect == "squash" else "resized"
     row[1].set_title(f"{word} to {recipe.pixels.resize},\ncenter {recipe.pixels.crop} px", fontsize=9)
@@ -144,7 +145,7 @@ def preprocessing(image: np.ndarray, boxes: np.ndarray, recipe: Recipe, examples
     name = {"randaugment": "RandAugment"}.get(recipe.training.augmentation, "augmented")
     for number, axes in enumerate(row[2:]):
         seed = stable_seed("figure", recipe.data.data_seed, number)
-        _blank(axes, augment(crop, None, seed)[0])
+        show_image(axes, augment(crop, None, seed)[0])
         axes.set_title(f"{name}\nexample {number + 1}", fontsize=9)
     return figure
 
@@ -193,7 +194,7 @@ def heatmap_to_boxes(
     figure = Figure(figsize=(10, 3.3), dpi=IMAGE_DPI, layout="constrained")
     row = figure.subplots(1, 4)
     for axes, title in zip(row, ("radiograph", "normalized Grad-CAM", f"mask at {threshold:g}", "boxes"), strict=True):
-        _blank(axes, image)
+        show_image(axes, image)
         axes.set_title(title, fontsize=10)
     shown = row[1].imshow(scaled, cmap=HEAT, alpha=0.55, vmin=0, vmax=1)
     figure.colorbar(shown, ax=row[1], shrink=0.75, label="normalized heatmap")
@@ -231,7 +232,7 @@ def qualitative_grid(teacher: Localization, student: Localization, indices: Sequ
     for row, index in zip(grid, indices, strict=True):
         name, image, truth = teacher.samples.names[index], teacher.samples.pixels[index], teacher.samples.boxes[index]
         for axes in row:
-            _blank(axes, image)
+            show_image(axes, image)
         _note(row[0], short_name(name))
         draw_boxes(row[0], truth, "ground truth")
         for found, heat, boxed in ((teacher, row[1], row[3]), (student, row[2], row[4])):

@@ -95,7 +95,7 @@ def test_training_boxes_choose_the_best_box_free_guess(guesses: BlindGuesses) ->
 
 
 def test_what_was_found_is_kept(guesses: BlindGuesses, smoke: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "find_lungs", None)
+    monkeypatch.setattr(module, "lungs_in", None)
     monkeypatch.setattr(module, "training_chest", None)
     pd.testing.assert_frame_equal(blind_guesses(smoke).rows, guesses.rows)
 

@@ -6,7 +6,7 @@ seeds share nothing but the radiographs.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from tbkd_utils.experiments.system import named_recipe, overrides_of
 from tbkd_utils.experiments.trained import TrainedNetwork, train
 from tbkd_utils.localization.boxes import boxes_from_json
 from tbkd_utils.localization.failures import failure_rows
+from tbkd_utils.localization.lungs import middle_between
 from tbkd_utils.metrics.statistics import bootstrap_interval, paired_permutation_test, patients_of, skill
 from tbkd_utils.systems.tb.grid import TEACHER
 from tbkd_utils.systems.tb.presets import BEYOND, PRESETS
@@ -129,7 +130,7 @@ def condition_table(found: Mapping[str, Sequence[Localization]], guesses: BlindG
     """Sets every condition beside the best box-free guess and full supervision.
 
     Args:
-        found: From `located`; skill needs the condition `FULL` in it.
+        found: From `located`, with the condition `FULL` among them.
         guesses: Of the same experiment.
 
     Returns:
@@ -139,9 +140,8 @@ def condition_table(found: Mapping[str, Sequence[Localization]], guesses: BlindG
         the guess to full supervision. All intervals are 95% over radiographs. Skill is missing where full supervision
         is not above the guess. Last boxes per radiograph.
     """
-    blind = guesses.of(guesses.best)
-    lines = [_line(guesses.best, "nothing", [blind], blind, None, guesses)]
-    full = [one.rows for one in found[FULL]] if FULL in found else None
+    blind, full = guesses.of(guesses.best), [one.rows for one in found[FULL]]
+    lines = [_line(guesses.best, "nothing", [blind], blind, full, guesses)]
     for condition, ones in found.items():
         rows = [one.rows for one in ones]
         lines.append(_line(condition, CONDITIONS[condition][1], rows, blind, full, guesses))
@@ -189,18 +189,18 @@ def beyond_sentences(table: pd.DataFrame, seeds: pd.DataFrame) -> str:
         table: From `condition_table`.
         seeds: From `seed_table`.
     """
-    guess, rows = table.iloc[0], table.set_index("condition")
+    guess, rows = table["condition"].iloc[0], table.set_index("condition").to_dict("index")
     lines = []
     for condition in (BEST, "student told of upper lobes", FULL):
-        row = rows.loc[condition]
+        row = rows[condition]
         beaten = [_beaten(seeds, condition, metric) for metric in ("score", "matched")]
         lines.append(
             f"- {condition[0].upper()}{condition[1:]} ({row['learned_from']}): mIOU {row['miou']:.3f} "
             f"({_signed(row, 'miou_minus_guess')} over the best box-free guess, "
-            f"“{guess['condition']}”), one-to-one IoU {row['matched']:.3f} ({_signed(row, 'matched_minus_guess')}). "
+            f"“{guess}”), one-to-one IoU {row['matched']:.3f} ({_signed(row, 'matched_minus_guess')}). "
             f"Seeds whose own interval lies above the guess: {beaten[0]} and {beaten[1]} of {row['seeds']:.0f}."
         )
-    best = rows.loc[BEST]
+    best = rows[BEST]
     if np.isfinite(best["miou_skill"]) and np.isfinite(best["matched_skill"]):
         lines.append(
             "- Of the way from the guess to full supervision, image labels buy "
@@ -217,11 +217,11 @@ def _beaten(seeds: pd.DataFrame, condition: str, metric: str) -> int:
     return int((own["low"] > 0).sum())
 
 
-def _signed(row: pd.Series, name: str) -> str:
+def _signed(row: Mapping[Hashable, Any], name: str) -> str:
     return f"{row[name]:+.3f}, {row[f'{name}_low']:+.3f} to {row[f'{name}_high']:+.3f}"
 
 
-def _share(row: pd.Series, name: str) -> str:
+def _share(row: Mapping[Hashable, Any], name: str) -> str:
     return f"{row[name]:.0%} ({row[f'{name}_low']:.0%} to {row[f'{name}_high']:.0%})"
 
 
@@ -239,8 +239,7 @@ def scorings(experiment: Experiment) -> pd.DataFrame:
 def _middles(guesses: BlindGuesses) -> dict[str, float]:
     """The column between the lungs of each test radiograph, in pixels of the input; empty where no lungs are known."""
     pairs = guesses.lungs[["name", "boxes"]].itertuples(index=False)
-    found = {name: boxes_from_json(text) for name, text in pairs}  # (2, 4) each, the lung on the image's left first
-    return {name: float(boxes[0, 2] + boxes[1, 0]) / 2 for name, boxes in found.items()}
+    return {name: middle_between(boxes_from_json(text)) for name, text in pairs}
 
 
 def _line(
@@ -248,7 +247,7 @@ def _line(
     learned: str,
     rows: Sequence[pd.DataFrame],
     blind: pd.DataFrame,
-    full: Sequence[pd.DataFrame] | None,
+    full: Sequence[pd.DataFrame],
     guesses: BlindGuesses,
 ) -> dict[str, Any]:
     """One row of `condition_table`."""
@@ -259,9 +258,8 @@ def _line(
         mean = ours.mean(axis=0)  # (radiographs,)
         line |= _ends(name, float(mean.mean()), bootstrap_interval(mean, **how))
         line |= _ends(f"{name}_minus_guess", float((mean - guess).mean()), bootstrap_interval(mean - guess, **how))
-        top = None if full is None else np.stack([_values(one, metric, blind) for one in full])
-        known = top is not None and top.mean() > guess.mean()
-        share, *ends = skill(ours, guess, top, **how) if known else (np.nan, np.nan, np.nan)
+        top = np.stack([_values(one, metric, blind) for one in full])
+        share, *ends = skill(ours, guess, top, **how) if top.mean() > guess.mean() else (np.nan, np.nan, np.nan)
         line |= _ends(f"{name}_skill", share, ends)
     return line | {"boxes": float(np.mean([one["n_pred"].mean() for one in rows]))}
 

@@ -19,6 +19,7 @@ from tbkd_utils.experiments.guesses import BlindGuesses
 from tbkd_utils.experiments.sources import sources_of, tb_shares
 from tbkd_utils.experiments.trained import TrainedNetwork
 from tbkd_utils.localization.boxes import boxes_from_json
+from tbkd_utils.localization.lungs import middle_between
 from tbkd_utils.localization.paintings import LUNGS, paint_region, region_of
 from tbkd_utils.localization.scores import scores_of
 from tbkd_utils.metrics.operating import area_table
@@ -201,11 +202,12 @@ def upper_share(guesses: BlindGuesses) -> pd.DataFrame:
         One row per lung: lung (on the image's left or right), lesions, upper (share). A lesion belongs to the lung
         whose center is nearer, from side to side.
     """
-    lungs = guesses.lungs.set_index("name")["boxes"].map(boxes_from_json)
-    truths = guesses.of(guesses.best).set_index("name")["gt_boxes"].map(boxes_from_json)
+    rows = guesses.of(guesses.best).set_index("name").loc[list(guesses.lungs["name"])]
     lines = []
-    for name, lesions in truths.loc[lungs.index].items():
-        centers, places = (lesions[:, :2] + lesions[:, 2:]) / 2, (lungs[name][:, :2] + lungs[name][:, 2:]) / 2
+    for lesions, lungs in zip(
+        *(one.map(boxes_from_json) for one in (rows["gt_boxes"], guesses.lungs["boxes"])), strict=True
+    ):
+        centers, places = ((one[:, :2] + one[:, 2:]) / 2 for one in (lesions, lungs))  # (lesions, 2), (2, 2)
         nearest = np.abs(centers[:, None, 0] - places[None, :, 0]).argmin(axis=1)  # (lesions,)
         lines += [(("left", "right")[lung], y < places[lung, 1]) for (_, y), lung in zip(centers, nearest, strict=True)]
     grouped = pd.DataFrame(lines, columns=["lung", "upper"]).groupby("lung")["upper"]
@@ -221,9 +223,9 @@ def oracle_lungs(guesses: BlindGuesses) -> pd.DataFrame:
     rows = guesses.of(guesses.best).set_index("name").loc[list(guesses.lungs["name"])]
     given: dict[str, list[np.ndarray]] = {"both lungs": [], "only lungs with a lesion (oracle)": []}
     truths = [boxes_from_json(text) for text in rows["gt_boxes"]]
-    for upper, truth in zip(guesses.lungs["upper"].map(boxes_from_json), truths, strict=True):
-        middle = float(upper[0, 2] + upper[1, 0]) / 2
-        right = (truth[:, 0] + truth[:, 2]) / 2 > middle  # (lesions,)
+    known = (guesses.lungs[column].map(boxes_from_json) for column in ("boxes", "upper"))
+    for lungs, upper, truth in zip(*known, truths, strict=True):
+        right = (truth[:, 0] + truth[:, 2]) / 2 > middle_between(lungs)  # (lesions,)
         given["both lungs"].append(upper)
         given["only lungs with a lesion (oracle)"].append(upper[sorted({int(one) for one in right})])
     lines = []

@@ -14,13 +14,13 @@ import pandas as pd
 
 from tbkd_utils.data.cache import FilledBoxes, Samples
 from tbkd_utils.errors import SettingsError
-from tbkd_utils.experiments.chests import training_chest
+from tbkd_utils.experiments.chests import lungs_in, training_chest
 from tbkd_utils.experiments.evaluation import activation_maps
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.trained import train
 from tbkd_utils.localization.boxes import Boxes, PerLung, boxes_from_json, boxes_to_json, lung_boxes, normalize
 from tbkd_utils.localization.heatmaps import upsample
-from tbkd_utils.localization.lungs import Lungs, find_lungs, middle_of, soft_lungs
+from tbkd_utils.localization.lungs import Lungs, middle_of, soft_lungs
 from tbkd_utils.runs import Run, cached_rows
 from tbkd_utils.systems.tb.grid import TEACHER
 from tbkd_utils.systems.tb.settings import Maps, TbRecipe
@@ -112,8 +112,7 @@ class TbMasks:
         return samples.subset(np.flatnonzero(samples.targets == self.experiment.task.explained))
 
     def _lungs(self, samples: Samples) -> list[Lungs]:
-        mean = training_chest(self.experiment)
-        return [find_lungs(np.array(samples.pixels[place]), mean) for place in range(len(samples))]
+        return lungs_in(samples, training_chest(self.experiment))
 
     def _of_maps(self) -> pd.DataFrame:
         samples, recipe = self._positives(), _plain(self.experiment.recipe)

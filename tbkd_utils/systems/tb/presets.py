@@ -44,13 +44,22 @@ _LOOKING = _LITE | {
     "min_area": "none",  # so that no box is read on the way to boxes
     "map_teachers": (0, 1, 2),
 }
+# The drawings, the same for every recipe of a size.
+_FEW = {
+    "synthetic_train": (8, 8, 16),
+    "synthetic_val": (4, 4, 8),
+    "synthetic_size": 96,
+}
+_SOME = {
+    "synthetic_train": (70, 70, 140),
+    "synthetic_val": (30, 30, 60),
+    "synthetic_size": 256,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     # Seconds, for tests: every step runs, nothing is learned.
     "smoke": _LITE
+    | _FEW
     | {
-        "synthetic_train": (8, 8, 16),
-        "synthetic_val": (4, 4, 8),
-        "synthetic_size": 96,
         "resize": 73,
         "crop": 64,
         "validation_fraction": 0.25,
@@ -76,11 +85,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The embedded default: synthetic radiographs, a few minutes on two cores.
     "demo": _LITE
+    | _SOME
     | _BRIEF_CURVATURE
     | {
-        "synthetic_train": (70, 70, 140),
-        "synthetic_val": (30, 30, 60),
-        "synthetic_size": 256,
         "resize": 146,
         "crop": 128,
         "batch_size": 16,
@@ -119,10 +126,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The same on the drawings of `demo`: two minutes.
     "maps_demo": _LOOKING
+    | _SOME
     | {
-        "synthetic_train": (70, 70, 140),
-        "synthetic_val": (30, 30, 60),
-        "synthetic_size": 256,
         "resize": 128,
         "crop": 128,
         "batch_size": 16,
@@ -139,10 +144,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The same in seconds, on drawings: every step runs, nothing is learned.
     "maps_smoke": _LOOKING
+    | _FEW
     | {
-        "synthetic_train": (8, 8, 16),
-        "synthetic_val": (4, 4, 8),
-        "synthetic_size": 96,
         "resize": 64,
         "crop": 64,
         "validation_fraction": 0.25,

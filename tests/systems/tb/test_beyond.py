@@ -1,6 +1,9 @@
 """The conditions between a blind guess and full supervision, and what is said of them."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,10 +69,22 @@ def test_every_row_comes_from_the_rows_per_radiograph(
             blind = guesses.of(guesses.best)[metric].mean()
             assert table.loc[condition, name] == pytest.approx(by_hand)
             assert table.loc[condition, f"{name}_minus_guess"] == pytest.approx(by_hand - blind)
-    if table.loc[b.FULL, "miou_minus_guess"] > 0:
-        assert table.loc[b.FULL, "miou_skill"] == pytest.approx(1)
-    else:
-        assert np.isnan(table.loc[b.FULL, "miou_skill"])
+
+
+def scored(**scores: float) -> pd.DataFrame:
+    return pd.DataFrame({"name": list(scores), "score": scores.values(), "matched": scores.values(), "n_pred": 1})
+
+
+def test_skill_is_the_share_of_the_way_from_the_guess_to_full_supervision(guesses: BlindGuesses) -> None:
+    rows = scored(a=0.2, b=0.4).assign(guess=guesses.best)  # mean 0.3
+    blind = replace(guesses, rows=rows, training=guesses.training)
+    ours, full = scored(b=0.6, a=0.3), scored(a=0.8, b=0.6)  # 0.45, in another order, and 0.7
+    found: dict[str, Any] = {b.BEST: [SimpleNamespace(rows=ours)], b.FULL: [SimpleNamespace(rows=full)]}
+    table = b.condition_table(found, blind).set_index("condition")
+    assert table["miou_skill"].tolist() == pytest.approx([0, 0.375, 1])
+    assert table.loc[b.BEST, "matched_minus_guess"] == pytest.approx(0.15)
+    weak = {**found, b.FULL: [SimpleNamespace(rows=scored(a=0.1, b=0.2))]}
+    assert b.condition_table(weak, blind)["miou_skill"].isna().all()
 
 
 def test_seeds_stand_one_by_one(found: dict[str, list[Localization]], guesses: BlindGuesses) -> None:
