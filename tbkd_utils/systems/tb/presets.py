@@ -124,7 +124,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "cam_sizes": (256, 320),
         "seeds": (0, 1, 2),
     },
-    # The same on the drawings of `demo`: two minutes.
+    # The same on the drawings of `demo`: minutes.
     "maps_demo": _LOOKING
     | _SOME
     | {
