@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tbkd_utils.data.manifest import Manifest
@@ -11,6 +12,9 @@ from tbkd_utils.data.readers import READERS, Reader
 from tbkd_utils.data.readers.reader import missing_parts
 from tbkd_utils.data.records import OnError, Radiograph
 from tbkd_utils.errors import DataError
+
+_WITHOUT_FINDING = ("health", "no_tb", "normal", "no_finding")
+"""Kinds of radiographs without any finding, in the datasets' own words; RSNA's "no_pneumonia" may show another."""
 
 
 def read_dataset(
@@ -48,6 +52,31 @@ def read_dataset(
     if len(present) < len(records) and not (partial and present):
         _refuse_partial(layout.root, split, records, present, partial)
     return present
+
+
+def read_negatives(folder: str | Path, readers: Sequence[type[Reader]] = READERS) -> list[Radiograph]:
+    """Read the radiographs of a dataset that it says are without any finding, as negatives of another dataset.
+
+    Args:
+        folder: The dataset's folder, of any layout that is known.
+        readers: The layouts that are tried.
+
+    Returns:
+        One record per radiograph that is present: target 0, no boxes, its name below the dataset's.
+
+    Raises:
+        DataError: As `read_dataset`, or no radiograph is without finding.
+    """
+    layout = find_layout(folder, readers)
+    found = {}  # by file: splits may overlap
+    for split in layout.splits():
+        for record in read_dataset(folder, split, partial=True, readers=readers):
+            target = record.target if isinstance(record.target, tuple) else (record.target,)
+            if not any(target) and not len(record.boxes) and record.kind in _WITHOUT_FINDING:
+                found[record.path] = replace(record, target=0, name=f"{layout.name}/{record.name}", masks=())
+    if not found:
+        raise DataError(f"{folder}: no radiograph of this {layout.name} copy is without finding.")
+    return list(found.values())
 
 
 def find_layout(root: str | Path, readers: Sequence[type[Reader]] = READERS) -> Reader:

@@ -71,10 +71,11 @@ def threshold_choices(
         thresholds: To choose from, in [0, 1].
 
     Returns:
-        One row per protocol: protocol, read (what it chose from), threshold, min_area (square pixels; 0 where no box
-        may be read), miou with low and high, matched (one-to-one) with matched_low and matched_high (averaged over
-        the networks; 95% over the test radiographs that all networks are scored on, or their patients), boxes (per
-        radiograph), n, networks. Where no training radiograph has a box, *training boxes* is left out.
+        One row per protocol: protocol, read (what it chose from), threshold, min_area (square pixels; without boxes the
+        recipe's, or 0 where that would come from boxes), miou with low and high, matched (one-to-one) with matched_low
+        and matched_high (averaged over the networks; 95% over the test radiographs that all networks are scored on, or
+        their patients), boxes (per radiograph), n, networks. Where no training radiograph has a
+        box, *training boxes* is left out.
 
     Raises:
         UsageError: Fewer than two networks, the same one twice, or several roles; no threshold or one out of range;
@@ -84,13 +85,14 @@ def threshold_choices(
     levels = _checked(networks, thresholds)
     experiment = experiment.for_role(networks[0].role)
     usual, smallest = _whole(experiment.recipe.scores.threshold), localization(experiment, networks[0]).min_area
+    free = experiment.recipe.boxless_min_area or 0.0
     agreed = agreement_rows(experiment, networks, thresholds=levels)
     boxed = _training_rows(experiment, networks, levels, smallest)
-    tested = {area: _test_rows(experiment, networks, sorted({*levels, usual}), area) for area in {0.0, smallest}}
+    tested = {area: _test_rows(experiment, networks, sorted({*levels, usual}), area) for area in {free, smallest}}
     oracle = tested[smallest][tested[smallest]["threshold"].isin(levels)]
     chosen = [
-        (NO_BOX, usual, 0.0),
-        (AGREEMENT, best_threshold(agreed.assign(gain=agreed["agreement"] - agreed["shuffled"]), "gain"), 0.0),
+        (NO_BOX, usual, free),
+        (AGREEMENT, best_threshold(agreed.assign(gain=agreed["agreement"] - agreed["shuffled"]), "gain"), free),
         *([(TRAINING_BOXES, best_threshold(boxed, "matched"), smallest)] if len(boxed) else []),
         (ORACLE, best_threshold(oracle, "matched"), smallest),
     ]
@@ -224,11 +226,11 @@ class _Looked:
         return self.experiment.run_at(kind, self.experiment.recipe.differences("scores") | settings | dict(more))
 
     def boxes(self, levels: Sequence[float]) -> list[list[Boxes]]:
-        """Of each radiograph, the boxes at each threshold, of any size."""
+        """Of each radiograph, the boxes at each threshold, of a size that no box decides."""
         how = drawing(self.experiment, self.network, self.samples)
-        lungs = how.pop("lungs", [None] * len(self.samples))
+        lungs, free = how.pop("lungs", [None] * len(self.samples)), self.experiment.recipe.boxless_min_area or 0.0
         return [
-            boxes_at_thresholds(heat, levels, 0.0, **how, lungs=own)
+            boxes_at_thresholds(heat, levels, free, **how, lungs=own)
             for heat, own in zip(self._heatmaps(), lungs, strict=True)
         ]
 

@@ -311,13 +311,13 @@ def _localized(
 def _min_area(experiment: Experiment) -> float:
     """Algorithm 1's minimum area, in square pixels of the crop."""
     recipe = experiment.recipe
-    if recipe.scores.min_area == "none":
-        return 0.0
+    if recipe.boxless_min_area is not None:
+        return recipe.boxless_min_area
     areas = experiment.training_box_areas * recipe.evaluation_zoom
     if len(areas) == 0:
         raise UsageError(
             f"{experiment.root}: no training radiograph has a box, but Algorithm 1 takes its minimum area from them. "
-            "Complete the annotations, or set min_area to 'none'."
+            "Complete the annotations, or set min_area to 'share' or 'none'."
         )
     return minimum_area(areas, recipe.scores.min_area_quantile)
 

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
-from tbkd_utils.data.dataset import byte_identical, find_layout, fingerprint, read_dataset, require_classes
+from tbkd_utils.data.dataset import (
+    byte_identical,
+    find_layout,
+    fingerprint,
+    read_dataset,
+    read_negatives,
+    require_classes,
+)
 from tbkd_utils.data.geometry import Aspect
 from tbkd_utils.data.manifest import Manifest
 from tbkd_utils.data.records import Radiograph
@@ -164,6 +171,11 @@ class Experiment:
     def _listed_pool(self) -> list[Radiograph]:
         """Every radiograph of a set that is divided anew, in the dataset's order, copies among them."""
         data = self.recipe.data
+        if data.negatives_data:
+            raise SettingsError(
+                f"negatives_data adds radiographs to the published training set, but division is {data.division}: set "
+                "it to published, or leave negatives_data empty."
+            )
         splits = tuple(dict.fromkeys([*data.train_splits, *data.test_splits]))
         return self._once("listed pool", SAMPLES, lambda: self._read(splits))
 
@@ -228,7 +240,12 @@ class Experiment:
         """The radiographs of the training splits, in the dataset's order, copies among them unless they are divided."""
         if self.divided:
             return self._of_pool(self.parts != TEST)
-        return self._once("listed", SAMPLES, lambda: self._read(self.recipe.data.train_splits))
+        return self._once("listed", SAMPLES, self._listed_train)
+
+    def _listed_train(self) -> list[Radiograph]:
+        records = self._read(self.recipe.data.train_splits)
+        others = self.recipe.data.negatives_data
+        return [*records, *read_negatives(others)] if others else records
 
     @property
     def train_records(self) -> list[Radiograph]:

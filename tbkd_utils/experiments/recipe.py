@@ -8,10 +8,11 @@ a renamed setting keeps its old name in `ALIASES`.
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tbkd_utils.data.geometry import Aspect
 from tbkd_utils.errors import SettingsError
@@ -55,6 +56,18 @@ Several = pydantic.AfterValidator(_distinct)
 """Marks a list of values that an ablation runs over."""
 
 
+def _folder(value: str) -> str:
+    """The absolute path, so that a notebook elsewhere means the same folder; found wrong before an hour of training."""
+    path = Path(value).expanduser().resolve() if value else None
+    if path is not None and not path.is_dir():
+        raise ValueError(f"there is no such folder ({path}); expected that of another dataset")
+    return str(path) if path is not None else ""
+
+
+Folder = Annotated[str, AfterValidator(_folder)]
+"""A folder that exists, as an absolute path; empty for none."""
+
+
 class Settings(BaseModel):
     """A group of settings: checked, frozen, and nothing in it that is not declared."""
 
@@ -84,6 +97,9 @@ class Data(Settings):
         0.15, gt=0, lt=1, description="a divided set: share of the patients for validation; the rest tests"
     )
     division_seed: int = Field(0, ge=0, le=2**31, description="a divided set: seed of the division")
+    negatives_data: Folder = Field(
+        "", description="folder of another dataset, whose radiographs without finding are trained on as negatives too"
+    )
     data_seed: int = Field(
         0, ge=0, le=2**31, description="seed of the validation split, the order of batches and the augmentation"
     )
@@ -266,9 +282,11 @@ class Scores(Settings):
     min_area_quantile: float = Field(
         0.0, ge=0, le=1, description="Algorithm 1, line 8: this quantile of the training boxes' areas"
     )
-    min_area: Literal["training_boxes", "none"] = Field(
-        "training_boxes", description="Algorithm 1, line 8: from the training boxes, or none, where there are no boxes"
+    min_area: Literal["training_boxes", "share", "none"] = Field(
+        "training_boxes",
+        description="Algorithm 1, line 8: from the training boxes; a share of the image, which needs no box; or none",
     )
+    min_area_share: float = Field(0.01, ge=0, le=1, description="min_area share: of the area that the network sees")
     no_prediction: Literal["zero", "skip"] = Field(
         "zero", description="an image without predicted box scores zero or is left out"
     )
@@ -363,6 +381,13 @@ class Recipe(Settings):
                 "eval_crop together."
             )
         return resize, crop, self.pixels.aspect
+
+    @property
+    def boxless_min_area(self) -> float | None:
+        """Algorithm 1's minimum area in square pixels of the evaluated crop; None where it comes from boxes."""
+        if self.scores.min_area == "training_boxes":
+            return None
+        return self.scores.min_area_share * self.evaluation_scale[1] ** 2 if self.scores.min_area == "share" else 0.0
 
     @property
     def evaluation_zoom(self) -> float:

@@ -277,8 +277,8 @@ def training_min_area(trained: TrainedNetwork, data: str | Path | None = None) -
     Raises:
         RunError: If the areas are not noted and the dataset is not at hand or another one, or has no box.
     """
-    if trained.recipe.scores.min_area == "none":
-        return 0.0
+    if trained.recipe.boxless_min_area is not None:
+        return trained.recipe.boxless_min_area
     noted = _noted(trained.run).get("box_areas")
     areas = np.array(noted if noted is not None else _areas_in_dataset(trained, data), dtype=np.float64)
     if len(areas) == 0:

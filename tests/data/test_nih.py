@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tbkd_utils.data.check import check_dataset
-from tbkd_utils.data.dataset import read_dataset
+from tbkd_utils.data.dataset import read_dataset, read_negatives
 from tbkd_utils.data.readers.nih import FINDINGS, Nih
 from tbkd_utils.data.records import Radiograph
 from tbkd_utils.errors import DataError
@@ -209,3 +209,15 @@ def test_empty_tables_are_refused(root: Path) -> None:
     (root / LIST).write_text("")
     with pytest.raises(DataError, match=r"BBox_List_2017\.csv: empty"):
         read(root)
+
+
+def test_radiographs_without_any_finding_can_be_another_datasets_negatives(listed: Path) -> None:
+    kinds = {record.name: record.kind for record in read(listed)}
+    found = read_negatives(listed)
+    assert sorted(record.name for record in found) == sorted(
+        f"nih-chestx-ray14/{name}" for name, kind in kinds.items() if kind == "no_finding"
+    )
+    assert all(record.target == 0 and not len(record.boxes) for record in found)
+    change(listed / "Data_Entry_2017_v2020.csv", "No Finding", "Hernia")
+    with pytest.raises(DataError, match="no radiograph of this nih-chestx-ray14 copy is without finding"):
+        read_negatives(listed)

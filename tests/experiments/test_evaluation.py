@@ -169,6 +169,15 @@ def test_the_minimum_area_is_the_smallest_training_box(smoke: Experiment, teache
     assert median.min_area == pytest.approx(float(np.median(areas)), rel=1e-5)
 
 
+def test_the_minimum_area_can_be_a_share_of_the_image_which_no_box_decides(smoke: Experiment, teacher) -> None:
+    share = localization(changed(smoke, min_area="share", min_area_share=0.05), teacher)
+    none = localization(changed(smoke, min_area="none"), teacher)
+    assert (share.min_area, none.min_area) == (pytest.approx(0.05 * 64**2), 0)
+    for kept, every in zip(share.boxes, none.boxes, strict=True):
+        areas = (every[:, 2] - every[:, 0]) * (every[:, 3] - every[:, 1])
+        assert np.array_equal(kept, every[areas > share.min_area])
+
+
 @pytest.mark.parametrize("area", ["rectangle", "contour"])
 @pytest.mark.parametrize("normalization", ["minmax", "max"])
 def test_the_boxes_follow_algorithm_1(blobs, area: str, normalization: str) -> None:

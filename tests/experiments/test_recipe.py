@@ -4,6 +4,7 @@ import json
 import math
 import types
 import typing
+from pathlib import Path
 
 import annotated_types
 import pydantic
@@ -21,7 +22,7 @@ from tbkd_utils.systems.tb.settings import TbRecipe as Recipe
 GROUP_OF = Recipe.group_of()
 GROUPS = {
     "data", "synthetic", "pixels", "training", "distillation", "ablation", "evaluation", "heatmaps", "scores",
-    "curvature", "statistics", "execution", "maps",
+    "curvature", "statistics", "execution", "maps", "beyond",
 }  # fmt: skip
 
 
@@ -351,6 +352,8 @@ def strategy(name):
         return st.floats(smallest, high if high is not None else 1e6, exclude_min=low is None)
     if kind is bool:
         return st.booleans()
+    if name in ("negatives_data", "more_negatives"):
+        return st.sampled_from(["", str(Path(__file__).parent)])
     if kind is str:
         return st.text(max_size=12)
     if kind is dict:

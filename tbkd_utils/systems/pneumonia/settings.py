@@ -1,11 +1,10 @@
 """The settings that only this system has."""
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from tbkd_utils.experiments.recipe import Counts, Recipe, Settings, Several, Words
+from tbkd_utils.experiments.recipe import Counts, Folder, Recipe, Settings, Several, Words
 
 ARMS = ("none", "sampler", "alpha", "both")
 """What corrects the imbalance of the classes; `both` is the paper's."""
@@ -15,14 +14,6 @@ def _known_arms(values: tuple[str, ...]) -> tuple[str, ...]:
     if unknown := [value for value in values if value not in ARMS]:
         raise ValueError(f"'{unknown[0]}' is no way to balance: expected some of {', '.join(ARMS)}")
     return values
-
-
-def _folder(value: str) -> str:
-    """The absolute path, so that a notebook elsewhere means the same folder; found wrong before an hour of training."""
-    path = Path(value).expanduser().resolve() if value else None
-    if path is not None and not path.is_dir():
-        raise ValueError(f"there is no such folder ({path}); expected that of NIH ChestX-ray14 or of RSNA's challenge")
-    return str(path) if path is not None else ""
 
 
 class Pneumonia(Settings):
@@ -46,7 +37,7 @@ class Comparisons(Settings):
         (0, 1, 2), description="divisions that are made by patient and by image, to measure the leak"
     )
     compared_networks: Words = Field((), description="further networks that are trained as the first one is")
-    boxes_data: Annotated[str, AfterValidator(_folder)] = Field(
+    boxes_data: Folder = Field(
         "", description="folder of NIH's or RSNA's radiographs with pneumonia boxes, where the maps are scored too"
     )
 

@@ -30,6 +30,7 @@ MAP_STUDENT = "map_student"
 LABELS, ANATOMY, BLIND, BOXES = "image labels", "image labels, anatomy", "no label: lungs alone", "training boxes"
 FULL = "student of training boxes"
 BEST = "student of cleaned maps"
+NEGATIVES = "the same, and negatives of another dataset"
 ONE_A_LUNG: Mapping[str, Any] = {"inside_lungs": True, "boxes_by": "lung"}
 CONDITIONS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "teacher, one size, not mirrored": (TEACHER, LABELS, {"cam_flip": False, "cam_sizes": ()}),
@@ -38,12 +39,14 @@ CONDITIONS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "teacher, one box a lung": (TEACHER, LABELS, ONE_A_LUNG),
     "the same, but whole radiographs": (TEACHER, LABELS, {"augmentation": "randaugment", **ONE_A_LUNG}),
     "the same, but classes as they come": (TEACHER, LABELS, {"balance": "none", **ONE_A_LUNG}),
+    NEGATIVES: (TEACHER, LABELS, ONE_A_LUNG),
     BEST: (MAP_STUDENT, LABELS, {}),
     "student told of upper lobes": (MAP_STUDENT, ANATOMY, {"anatomy": 0.5}),
     "student of upper halves": (MAP_STUDENT, BLIND, {"mask_source": "lungs"}),
     FULL: (MAP_STUDENT, BOXES, {"mask_source": "boxes"}),
 }
-"""Condition to its network, what it learned from, and how it differs from the recipe."""
+"""Condition to its network, what it learned from, and how it differs from the recipe. `NEGATIVES` is left out
+where the recipe names no other dataset."""
 
 
 def beyond_paper(experiment: Experiment) -> Experiment:
@@ -63,15 +66,32 @@ def beyond_paper(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, recipe=named_recipe(BEYOND[name], experiment.recipe.system, **given))
 
 
-def chains(experiment: Experiment, **changes: Any) -> list[Experiment]:
+def chains(experiment: Experiment) -> list[Experiment]:
     """Returns one experiment per seed, each with teachers of its own: as many as `map_teachers`, counted on."""
     recipe = experiment.recipe
     assert isinstance(recipe, TbRecipe)
     first, found = recipe.maps.map_teachers, []
     for place, seed in enumerate(recipe.ablation.seeds):
         own = tuple(teacher + place * len(first) for teacher in first)
-        found.append(experiment.changed(seed=seed, map_teachers=own, **changes))
+        found.append(experiment.changed(seed=seed, map_teachers=own))
     return found
+
+
+def conditions(experiment: Experiment) -> tuple[str, ...]:
+    """Returns the names of the conditions that the experiment's recipe allows, in the order of `CONDITIONS`."""
+    return tuple(name for name in CONDITIONS if name != NEGATIVES or _more_negatives(experiment))
+
+
+def looked_at(experiment: Experiment, condition: str) -> Experiment:
+    """Returns the experiment under the settings of a condition."""
+    more = {"negatives_data": _more_negatives(experiment)} if condition == NEGATIVES else {}
+    return experiment.changed(**CONDITIONS[condition][2], **more)
+
+
+def _more_negatives(experiment: Experiment) -> str:
+    recipe = experiment.recipe
+    assert isinstance(recipe, TbRecipe)
+    return recipe.beyond.more_negatives
 
 
 def first_teacher(chain: Experiment) -> Experiment:
@@ -88,9 +108,8 @@ def networks(experiment: Experiment, condition: str, *, progress: bool = False) 
         UsageError: If lungs are needed and the training radiographs have no mean chest.
         RunError: If a run folder cannot be written.
     """
-    role, _, changes = CONDITIONS[condition]
-    found = []
-    for chain in chains(experiment, **changes):
+    role, found = CONDITIONS[condition][0], []
+    for chain in chains(looked_at(experiment, condition)):
         found.append(train(first_teacher(chain) if role == TEACHER else chain, role, progress=progress))
     return found
 
@@ -104,24 +123,29 @@ def choosers(experiment: Experiment) -> list[TrainedNetwork]:
     students = networks(experiment, BEST)
     if len(students) > 1:
         return students
-    (chain,) = chains(experiment)
+    (chain,) = chains(looked_at(experiment, BEST))
     recipe = chain.recipe
     assert isinstance(recipe, TbRecipe)
     return [train(chain.changed(seed=seed), TEACHER) for seed in recipe.maps.map_teachers]
 
 
 def located(
-    experiment: Experiment, conditions: Sequence[str] = tuple(CONDITIONS), *, progress: bool = False
+    experiment: Experiment, chosen: Sequence[str] = (), *, progress: bool = False
 ) -> dict[str, list[Localization]]:
     """Scores the networks of each condition on the test set, one per seed; computed once and kept.
+
+    Args:
+        experiment: Of a recipe that goes beyond the paper's.
+        chosen: Names of conditions; empty for all that its recipe allows.
+        progress: Whether to show the trainings' progress bars on standard error.
 
     Raises:
         UsageError: As `networks`, or if no test radiograph has a box.
         RunError: If a run folder cannot be written.
     """
     found = {}
-    for condition in conditions:
-        looked = experiment.changed(**CONDITIONS[condition][2])
+    for condition in chosen or conditions(experiment):
+        looked = looked_at(experiment, condition)
         found[condition] = [localization(looked, one) for one in networks(experiment, condition, progress=progress)]
     return found
 

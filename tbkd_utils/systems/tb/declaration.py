@@ -51,6 +51,9 @@ TB = register(
                 settings={
                     "network": "map_network",
                     "epochs": "map_epochs",
+                    "batch_size": "map_batch_size",
+                    "balance": "map_balance",
+                    "cam_sizes": "map_cam_sizes",
                     "resize": "map_resize",
                     "crop": "map_crop",
                 },

@@ -15,7 +15,7 @@ import pandas as pd
 from tbkd_utils.data.cache import FilledBoxes, Samples
 from tbkd_utils.errors import SettingsError
 from tbkd_utils.experiments.chests import lungs_in, training_chest
-from tbkd_utils.experiments.evaluation import activation_maps
+from tbkd_utils.experiments.evaluation import kept_heatmaps
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.trained import train
 from tbkd_utils.localization.boxes import Boxes, PerLung, boxes_from_json, boxes_to_json, lung_boxes, normalize
@@ -116,8 +116,11 @@ class TbMasks:
 
     def _of_maps(self) -> pd.DataFrame:
         samples, recipe = self._positives(), _plain(self.experiment.recipe)
-        teachers = [train(self._teacher(seed), TEACHER) for seed in self.settings.map_teachers]
-        maps = [activation_maps(one, samples, recipe) for one in teachers]  # each (n, h, w)
+        which = {"part": "training", "finding": True, "fingerprint": self.experiment.fingerprint}
+        maps = []
+        for seed in self.settings.map_teachers:
+            own = dataclasses.replace(self._teacher(seed), recipe=_plain(self._teacher(seed).recipe))
+            maps.append(kept_heatmaps(own, train(own, TEACHER), samples, which)[0])  # (n, h, w)
         lungs, boxes = self._lungs(samples), []
         for place, found in enumerate(lungs):
             heats = [upsample(own[place : place + 1], samples.size, recipe.scores.cam_upsampling) for own in maps]

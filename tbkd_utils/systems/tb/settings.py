@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tbkd_utils.experiments.recipe import Counts, Recipe, Settings
+from tbkd_utils.experiments.recipe import Counts, Folder, Recipe, Settings
 
 
 class Maps(Settings):
@@ -36,11 +36,27 @@ class Maps(Settings):
     label_weight: float = Field(0.1, ge=0, description="weight of the label's cross-entropy beside the map's")
     map_network: str = Field("efficientnet_lite0_fpn", description="network of the student of maps")
     map_epochs: int = Field(0, ge=0, description="its largest number of epochs; 0: as the others")
+    map_batch_size: int = Field(0, ge=0, description="its radiographs per step; 0: as the others")
+    map_balance: Literal["", "none", "sampler"] = Field(
+        "", description="how its classes are balanced; empty: as the others"
+    )
     map_resize: int = Field(0, ge=0, description="its shorter side after resizing, in pixels; 0: as the others")
     map_crop: int = Field(0, ge=0, description="its input, in pixels; 0: as the others")
+
+
+class Beyond(Settings):
+    """How the student of maps is looked at once it is trained, and what it is compared with."""
+
+    map_cam_sizes: Counts = Field(
+        (), description="its sides of the input, in pixels, whose maps are averaged; empty: as the others"
+    )
+    more_negatives: Folder = Field(
+        "", description="a teacher with negatives_data from this folder is compared too; empty: it is left out"
+    )
 
 
 class TbRecipe(Recipe):
     """All settings of this system."""
 
     maps: Maps = Maps()
+    beyond: Beyond = Beyond()

@@ -58,6 +58,19 @@ def test_every_seed_has_teachers_of_its_own(ours: Experiment) -> None:
     assert b.first_teacher(chains[1]).recipe.flat()["seed"] == 2
 
 
+def test_negatives_of_another_dataset_are_a_condition_where_there_are_some(ours: Experiment, tmp_path: Path) -> None:
+    assert b.NEGATIVES not in b.conditions(ours)
+    assert set(b.conditions(ours)) == set(b.CONDITIONS) - {b.NEGATIVES}
+    others = Experiment.open("smoke", out=tmp_path, overrides={"synthetic_seed": 5})
+    given = ours.changed(more_negatives=str(others.root))
+    assert b.conditions(given) == tuple(b.CONDITIONS)
+    more, plain = (b.looked_at(given, name).full_train for name in (b.NEGATIVES, "teacher, one box a lung"))
+    assert len(plain) == 32
+    assert len(more) == 32 + 8 + 4  # the healthy ones of both splits; those that are sick are not without finding
+    assert more.targets[32:].tolist() == [0] * 12
+    assert plain.names == more.names[:32]
+
+
 def test_every_row_comes_from_the_rows_per_radiograph(
     found: dict[str, list[Localization]], guesses: BlindGuesses
 ) -> None:
