@@ -54,7 +54,7 @@ def test_recipes_are_set_side_by_side_where_they_differ() -> None:
 
 
 def test_one_recipe_is_shown_with_every_setting_and_its_meaning() -> None:
-    table = {row[0]: row[1:] for row in cells(good("recipes", "laptop"))}
+    table = {row[0]: row[1:] for row in cells(good("recipes", "laptop", width=260))}
     for part, setting, value, meaning in named_recipe("laptop").settings():
         if setting == "name":
             continue
@@ -233,7 +233,7 @@ def test_status_lists_every_step_and_runs_none(tmp_path: Path) -> None:
     text = good("status", "-r", "smoke", "-o", tmp_path, "-s", "seeds=[42]", "-s", "alphas=[0.75]")
     for step in ("01_data_preparation", "teacher (label_smoothing=0.1)", "10_report"):
         assert step in text
-    assert "16 waiting. The time left is not known before something is done." in text
+    assert "32 waiting. The time left is not known before something is done." in text
     assert not list((tmp_path / "runs" / "smoke").glob("0*"))
 
 

@@ -5,10 +5,11 @@ What trains and measures is imported when it is called: planning a series should
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tbkd_utils.experiments.experiment import Experiment
-from tbkd_utils.experiments.system import Variant
+from tbkd_utils.experiments.system import Variant, named_recipe
 
 if TYPE_CHECKING:
     from tbkd_utils.experiments.evaluation import Localization
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def within(experiment: Experiment, variant: Variant) -> Experiment:
-    """Returns the experiment with a variant's settings of data and training."""
+    """Returns the experiment with a variant's settings of data and training; of another preset, with all of them."""
+    if variant.recipe.name != experiment.recipe.name:
+        return replace(experiment, recipe=variant.recipe)
     groups = {group for role in experiment.system.roles.values() for group in role.groups}
     return experiment.changed(**variant.recipe.flat(*groups))
 
@@ -50,9 +53,11 @@ def identity(experiment: Experiment, variant: Variant) -> str:
 
 
 def changes(experiment: Experiment, variant: Variant) -> dict[str, Any]:
-    """Returns the settings of a variant's training that are not the experiment's own."""
-    groups = experiment.role(variant.role).groups
-    usual = experiment.recipe.flat(*groups)
+    """Returns the settings of a variant's training that are not the experiment's own; of another preset, not that's."""
+    groups, recipe = experiment.role(variant.role).groups, experiment.recipe
+    if variant.recipe.name != recipe.name:
+        recipe = named_recipe(variant.recipe.name, recipe.system)
+    usual = recipe.flat(*groups)
     return {key: value for key, value in variant.recipe.flat(*groups).items() if value != usual[key]}
 
 

@@ -141,11 +141,12 @@ def _grid(experiment: Experiment, notebook: Path, name: str) -> list[Variant]:
 
 def _name(experiment: Experiment, variant: Variant, trained_by: dict[str, str]) -> str:
     """The name of the step that trains a network: a notebook's for the experiment's own, else by what differs."""
-    changed = changes(experiment, variant)
-    if not changed and variant.role in trained_by:
+    changed, own = changes(experiment, variant), variant.recipe.name == experiment.recipe.name
+    if own and not changed and variant.role in trained_by:
         return trained_by[variant.role]
     differs = ", ".join(f"{key}={value}" for key, value in changed.items())
-    return f"{variant.role} ({differs})" if differs else variant.role
+    name = f"{variant.role} ({differs})" if differs else variant.role
+    return name if own else f"{variant.recipe.name}: {name}"
 
 
 def run(

@@ -12,93 +12,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tbkd_utils.errors import SettingsError
 from tbkd_utils.experiments.evaluation import Localization, localization
 from tbkd_utils.experiments.experiment import Experiment
 from tbkd_utils.experiments.guesses import BlindGuesses
-from tbkd_utils.experiments.system import named_recipe, overrides_of
 from tbkd_utils.experiments.trained import TrainedNetwork, train
 from tbkd_utils.localization.boxes import boxes_from_json
 from tbkd_utils.localization.failures import failure_rows
 from tbkd_utils.localization.lungs import middle_between
 from tbkd_utils.metrics.statistics import bootstrap_interval, paired_permutation_test, patients_of, skill
-from tbkd_utils.systems.tb.grid import TEACHER
-from tbkd_utils.systems.tb.presets import BEYOND, PRESETS
+from tbkd_utils.systems.tb.grid import BEST, FULL, STEPS, TEACHER, at_step, beyond, chains, steps_of, teachers_of
 from tbkd_utils.systems.tb.settings import TbRecipe
-
-MAP_STUDENT = "map_student"
-LABELS, ANATOMY, BLIND, BOXES = "image labels", "image labels, anatomy", "no label: lungs alone", "training boxes"
-FULL = "student of training boxes"
-BEST = "student of cleaned maps"
-NEGATIVES = "the same, and negatives of another dataset"
-ONE_A_LUNG: Mapping[str, Any] = {"inside_lungs": True, "boxes_by": "lung"}
-CONDITIONS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
-    "teacher, one size, not mirrored": (TEACHER, LABELS, {"cam_flip": False, "cam_sizes": ()}),
-    "teacher": (TEACHER, LABELS, {}),
-    "teacher, inside the lungs": (TEACHER, LABELS, {"inside_lungs": True}),
-    "teacher, one box a lung": (TEACHER, LABELS, ONE_A_LUNG),
-    "the same, but whole radiographs": (TEACHER, LABELS, {"augmentation": "randaugment", **ONE_A_LUNG}),
-    "the same, but classes as they come": (TEACHER, LABELS, {"balance": "none", **ONE_A_LUNG}),
-    NEGATIVES: (TEACHER, LABELS, ONE_A_LUNG),
-    BEST: (MAP_STUDENT, LABELS, {}),
-    "student told of upper lobes": (MAP_STUDENT, ANATOMY, {"anatomy": 0.5}),
-    "student of upper halves": (MAP_STUDENT, BLIND, {"mask_source": "lungs"}),
-    FULL: (MAP_STUDENT, BOXES, {"mask_source": "boxes"}),
-}
-"""Condition to its network, what it learned from, and how it differs from the recipe. `NEGATIVES` is left out
-where the recipe names no other dataset."""
 
 
 def beyond_paper(experiment: Experiment) -> Experiment:
-    """Returns the experiment on the same radiographs by the recipe that goes beyond the paper's.
-
-    Settings that were given by hand go along, unless that recipe sets them itself.
+    """Returns the experiment on the same radiographs by the recipe that goes beyond the paper's; see `grid.beyond`.
 
     Raises:
         SettingsError: If the recipe has no such counterpart.
     """
-    name = experiment.recipe.name
-    if name in BEYOND.values():
-        return experiment
-    if name not in BEYOND:
-        raise SettingsError(f"No recipe goes beyond '{name}': expected one of {', '.join(BEYOND)}.")
-    given = {key: value for key, value in overrides_of(experiment.recipe).items() if key not in PRESETS[BEYOND[name]]}
-    return dataclasses.replace(experiment, recipe=named_recipe(BEYOND[name], experiment.recipe.system, **given))
-
-
-def chains(experiment: Experiment) -> list[Experiment]:
-    """Returns one experiment per seed, each with teachers of its own: as many as `map_teachers`, counted on."""
-    recipe = experiment.recipe
-    assert isinstance(recipe, TbRecipe)
-    first, found = recipe.maps.map_teachers, []
-    for place, seed in enumerate(recipe.ablation.seeds):
-        own = tuple(teacher + place * len(first) for teacher in first)
-        found.append(experiment.changed(seed=seed, map_teachers=own))
-    return found
-
-
-def conditions(experiment: Experiment) -> tuple[str, ...]:
-    """Returns the names of the conditions that the experiment's recipe allows, in the order of `CONDITIONS`."""
-    return tuple(name for name in CONDITIONS if name != NEGATIVES or _more_negatives(experiment))
+    return dataclasses.replace(experiment, recipe=beyond(experiment.recipe))
 
 
 def looked_at(experiment: Experiment, condition: str) -> Experiment:
     """Returns the experiment under the settings of a condition."""
-    more = {"negatives_data": _more_negatives(experiment)} if condition == NEGATIVES else {}
-    return experiment.changed(**CONDITIONS[condition][2], **more)
+    return dataclasses.replace(experiment, recipe=at_step(_recipe(experiment), condition))
 
 
-def _more_negatives(experiment: Experiment) -> str:
+def _recipe(experiment: Experiment) -> TbRecipe:
     recipe = experiment.recipe
     assert isinstance(recipe, TbRecipe)
-    return recipe.beyond.more_negatives
-
-
-def first_teacher(chain: Experiment) -> Experiment:
-    """Returns the experiment of the first of a chain's teachers."""
-    recipe = chain.recipe
-    assert isinstance(recipe, TbRecipe)
-    return chain.changed(seed=recipe.maps.map_teachers[0])
+    return recipe
 
 
 def networks(experiment: Experiment, condition: str, *, progress: bool = False) -> list[TrainedNetwork]:
@@ -108,9 +51,10 @@ def networks(experiment: Experiment, condition: str, *, progress: bool = False) 
         UsageError: If lungs are needed and the training radiographs have no mean chest.
         RunError: If a run folder cannot be written.
     """
-    role, found = CONDITIONS[condition][0], []
-    for chain in chains(looked_at(experiment, condition)):
-        found.append(train(first_teacher(chain) if role == TEACHER else chain, role, progress=progress))
+    role, found = STEPS[condition][0], []
+    for chain in chains(at_step(_recipe(experiment), condition)):
+        own = teachers_of(chain)[0] if role == TEACHER else chain
+        found.append(train(dataclasses.replace(experiment, recipe=own), role, progress=progress))
     return found
 
 
@@ -123,10 +67,8 @@ def choosers(experiment: Experiment) -> list[TrainedNetwork]:
     students = networks(experiment, BEST)
     if len(students) > 1:
         return students
-    (chain,) = chains(looked_at(experiment, BEST))
-    recipe = chain.recipe
-    assert isinstance(recipe, TbRecipe)
-    return [train(chain.changed(seed=seed), TEACHER) for seed in recipe.maps.map_teachers]
+    (chain,) = chains(at_step(_recipe(experiment), BEST))
+    return [train(dataclasses.replace(experiment, recipe=one), TEACHER) for one in teachers_of(chain)]
 
 
 def located(
@@ -144,7 +86,7 @@ def located(
         RunError: If a run folder cannot be written.
     """
     found = {}
-    for condition in chosen or conditions(experiment):
+    for condition in chosen or steps_of(_recipe(experiment)):
         looked = looked_at(experiment, condition)
         found[condition] = [localization(looked, one) for one in networks(experiment, condition, progress=progress)]
     return found
@@ -168,7 +110,7 @@ def condition_table(found: Mapping[str, Sequence[Localization]], guesses: BlindG
     lines = [_line(guesses.best, "nothing", [blind], blind, full, guesses)]
     for condition, ones in found.items():
         rows = [one.rows for one in ones]
-        lines.append(_line(condition, CONDITIONS[condition][1], rows, blind, full, guesses))
+        lines.append(_line(condition, STEPS[condition][1], rows, blind, full, guesses))
     return pd.DataFrame(lines)
 
 

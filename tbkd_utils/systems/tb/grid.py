@@ -1,11 +1,15 @@
-"""The trainings behind Figures 8 and 9, Table 3 and the controls."""
+"""The trainings behind Figures 8 and 9, Table 3 and the controls, and those beyond the paper."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
+from tbkd_utils.errors import SettingsError
 from tbkd_utils.experiments.recipe import Recipe
-from tbkd_utils.experiments.system import Variant
+from tbkd_utils.experiments.system import Variant, named_recipe, overrides_of
+from tbkd_utils.systems.tb.presets import BEYOND, PRESETS
+from tbkd_utils.systems.tb.settings import TbRecipe
 
-TEACHER, STUDENT = "teacher", "student"
+TEACHER, STUDENT, MAP_STUDENT = "teacher", "student", "map_student"
 SECOND, SMOOTHED, UNTRAINED = "second teacher", "label smoothing", "untrained teacher's student"
 CONTROLS = (SECOND, SMOOTHED, UNTRAINED)
 CONDITIONS = {
@@ -56,10 +60,95 @@ def control_variants(recipe: Recipe) -> list[Variant]:
     ]
 
 
+# --- beyond the paper -------------------------------------------------------------------------------------------------
+
+LABELS, ANATOMY, BLIND, BOXES = "image labels", "image labels, anatomy", "no label: lungs alone", "training boxes"
+FULL = "student of training boxes"
+BEST = "student of cleaned maps"
+NEGATIVES = "the same, and negatives of another dataset"
+_ONE_A_LUNG: Mapping[str, Any] = {"inside_lungs": True, "boxes_by": "lung"}
+STEPS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
+    "teacher, one size, not mirrored": (TEACHER, LABELS, {"cam_flip": False, "cam_sizes": ()}),
+    "teacher": (TEACHER, LABELS, {}),
+    "teacher, inside the lungs": (TEACHER, LABELS, {"inside_lungs": True}),
+    "teacher, one box a lung": (TEACHER, LABELS, _ONE_A_LUNG),
+    "the same, but whole radiographs": (TEACHER, LABELS, {"augmentation": "randaugment", **_ONE_A_LUNG}),
+    "the same, but classes as they come": (TEACHER, LABELS, {"balance": "none", **_ONE_A_LUNG}),
+    NEGATIVES: (TEACHER, LABELS, _ONE_A_LUNG),
+    BEST: (MAP_STUDENT, LABELS, {}),
+    "student told of upper lobes": (MAP_STUDENT, ANATOMY, {"anatomy": 0.5}),
+    "student of upper halves": (MAP_STUDENT, BLIND, {"mask_source": "lungs"}),
+    FULL: (MAP_STUDENT, BOXES, {"mask_source": "boxes"}),
+}
+"""The conditions from a blind guess to full supervision: name to network, what it learned from, and how it differs from
+the recipe. `NEGATIVES` is left out where the recipe names no other dataset."""
+
+
+def beyond(recipe: Recipe) -> TbRecipe:
+    """Returns the recipe that goes beyond the paper's on the same radiographs; a recipe beyond it as it is.
+
+    Settings that were given by hand go along, unless that recipe sets them itself.
+
+    Raises:
+        SettingsError: If the recipe has no such counterpart.
+    """
+    if recipe.name not in {*BEYOND, *BEYOND.values()}:
+        raise SettingsError(f"No recipe goes beyond '{recipe.name}': expected one of {', '.join(BEYOND)}.")
+    if recipe.name in BEYOND:
+        name = BEYOND[recipe.name]
+        given = {key: value for key, value in overrides_of(recipe).items() if key not in PRESETS[name]}
+        recipe = named_recipe(name, recipe.system, **given)
+    assert isinstance(recipe, TbRecipe)
+    return recipe
+
+
+def steps_of(recipe: TbRecipe) -> tuple[str, ...]:
+    """Returns the names of the conditions that a recipe allows, in the order of `STEPS`."""
+    return tuple(name for name in STEPS if name != NEGATIVES or recipe.beyond.more_negatives)
+
+
+def at_step(recipe: TbRecipe, condition: str) -> TbRecipe:
+    """Returns the recipe under the settings of a condition."""
+    more = {"negatives_data": recipe.beyond.more_negatives} if condition == NEGATIVES else {}
+    return recipe.changed(**STEPS[condition][2], **more)
+
+
+def chains(recipe: TbRecipe) -> list[TbRecipe]:
+    """Returns one recipe per seed, each with teachers of its own: as many as `map_teachers`, counted on."""
+    first, found = recipe.maps.map_teachers, []
+    for place, seed in enumerate(recipe.ablation.seeds):
+        own = tuple(teacher + place * len(first) for teacher in first)
+        found.append(recipe.changed(seed=seed, map_teachers=own))
+    return found
+
+
+def teachers_of(chain: TbRecipe) -> list[TbRecipe]:
+    """Returns the recipes of a chain's teachers."""
+    return [chain.changed(seed=seed) for seed in chain.maps.map_teachers]
+
+
+def beyond_variants(recipe: Recipe) -> list[Variant]:
+    """The networks between a blind guess and full supervision, all teachers first; none without such a recipe."""
+    if recipe.name not in BEYOND:
+        return []
+    ours, teachers, others = beyond(recipe), [], []
+    for condition in steps_of(ours):
+        role = STEPS[condition][0]
+        for chain in chains(at_step(ours, condition)):
+            own = teachers_of(chain)
+            if role == TEACHER:
+                others.append(Variant(condition, TEACHER, own[0].training.seed, own[0]))
+            else:
+                others.append(Variant(condition, role, chain.training.seed, chain))
+                teachers += [Variant(condition, TEACHER, one.training.seed, one) for one in own if condition == BEST]
+    return [*teachers, *others]
+
+
 GRIDS: Mapping[str, Callable[[Recipe], list[Variant]]] = {
     "seeds": seed_variants,
     "controls": control_variants,
     "temperature": temperature_variants,
     "alpha": alpha_variants,
+    "beyond": beyond_variants,
 }
 """Grids by the name that a notebook asks for, those first that others need or that the report needs most."""
