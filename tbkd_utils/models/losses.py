@@ -199,6 +199,58 @@ class MapAndLabel:
         return {"loss": where + self.label_weight * label, "map": where, "label": label}
 
 
+class ForegroundControl:
+    """Class, and a mask that is small and leaves the finding in: `CE(score1) + 0.5 CE(score2) + control`.
+
+    The control of Wang et al. (doi 10.1038/s41598-024-79701-8) is the mean over the batch of
+    `factor * relu(hinge - S_e / S) + 1.2 mean(M)`, where S is the label's score and S_e that of the image under the
+    mask; that of BAS (Wu et al., CVPR 2022) is `S_b / S + 1.2 mean(M)` with the score of the rest. S has no gradient.
+
+    Args:
+        hinge: Share of the score that the foreground has to keep; the source's is 0.5, of its ResNet 0.75.
+        factor: Weight of what is missing; the source's is 1.5, of its ResNet 1.
+    """
+
+    AREA, SECOND = 1.2, 0.5
+
+    def __init__(self, hinge: float = 0.5, factor: float = 1.5) -> None:
+        self.hinge, self.factor = hinge, factor
+
+    def __call__(self, outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Terms:
+        """Returns `loss`, its terms `label`, `label2` and `control`, and `coverage`, the mean of the mask.
+
+        Raises:
+            UsageError: If the network has no mask head.
+        """
+        if isinstance(outputs, torch.Tensor) or "logits2" not in outputs:
+            raise UsageError("The loss 'foreground' needs a network with a mask head, such as efficientnet_lite0_mask.")
+        targets = batch["targets"]
+        label, label2 = _class_loss(outputs["logits"], targets), _class_loss(outputs["logits2"], targets)
+        each = self.AREA * outputs["coverage"].float()  # (b,)
+        if "foreground_score" in outputs:
+            each = each + self.factor * F.relu(self.hinge - _share(outputs, "foreground_score"))
+        elif "background_score" in outputs:
+            each = each + _share(outputs, "background_score")
+        else:
+            each = 0 * each
+        shown = targets.sum(dim=1) > 0 if targets.ndim > 1 else torch.ones_like(targets, dtype=torch.bool)
+        control = (each * shown).sum() / shown.sum().clamp(min=1)  # an image of no finding has no foreground
+        coverage = outputs["coverage"].float().mean().detach()
+        loss = label + self.SECOND * label2 + control
+        return {"loss": loss, "label": label, "label2": label2, "control": control, "coverage": coverage}
+
+
+def _share(outputs: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    return outputs[name].float() / (outputs["score"].float().detach() + 1e-8)
+
+
+def _class_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of one class an image, or binary cross-entropy where any number may hold."""
+    if targets.ndim == 1:
+        return F.cross_entropy(logits.float(), targets)
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
+
+
 class Focal:
     """Softmax focal loss (Lin et al. 2017): `-alpha_t (1 - p_t)^gamma ln p_t`, averaged over the batch.
 
@@ -252,6 +304,7 @@ LOSSES: dict[str, Callable[[Mapping[str, Any]], Loss]] = {
     "cross_entropy": lambda settings: CrossEntropy(settings["label_smoothing"]),
     "focal": lambda settings: Focal(settings["focal_gamma"], _weights(settings)),
     "distillation": lambda settings: Distillation(settings["temperature"], settings["alpha"]),
+    "foreground": lambda settings: ForegroundControl(settings["foreground_hinge"], settings["foreground_factor"]),
     "map": lambda settings: MapAndLabel(settings["label_weight"]),
 }
 """Every loss by name, made from a recipe's settings by their names and `class_counts`, the training images by class."""

@@ -134,7 +134,8 @@ class TrainingModule(L.LightningModule):
             with torch.inference_mode():  # first, while no activations of the student fill the memory
                 teacher = self._teacher[0](batch["images"])
             teacher = _clone(teacher)  # out of inference mode, or the loss could not keep it
-        outputs = self.model(batch["images"])  # logits (b, classes), or a dict
+        shown = (batch["targets"],) if self.training and getattr(self.model, "takes_targets", False) else ()
+        outputs = self.model(batch["images"], *shown)  # logits (b, classes), or a dict
         return self.loss(outputs, batch, teacher), outputs
 
     def _add(self, key: str, mean: torch.Tensor, count: int) -> None:
