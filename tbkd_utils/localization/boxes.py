@@ -194,6 +194,37 @@ def regions(scaled: NDArray[np.float32], threshold: float, area: str = "rectangl
     return table[:, [2, 1, 4, 3]].astype(np.float32), -table[:, 0]
 
 
+def largest_box(heatmap: ArrayLike, size: tuple[int, int], threshold: float) -> Boxes:
+    """The one box of a foreground map: around the largest region above a threshold (doi 10.1038/s41598-024-79701-8).
+
+    The map is normalized, enlarged (bilinear, not normalized again) and cut: a pixel counts above the threshold, not at
+    it. Regions join over edges and corners; the largest has the most pixels, the upper one of equals.
+
+    Args:
+        heatmap: (h, w), finite.
+        size: Height and width of the image.
+        threshold: In [0, 1]; the source's is 0.83.
+
+    Returns:
+        (1, 4) float32 xyxy in pixels of the image, right and bottom exclusive. The whole image if nothing is above the
+        threshold, as in the source: such a box still overlaps with a large finding.
+
+    Raises:
+        UsageError: As `normalize`, or the map is not (h, w), or the threshold is out of range.
+    """
+    if np.ndim(heatmap) != 2:
+        raise UsageError(f"expected one heatmap of shape (h, w); got shape {np.shape(heatmap)}")
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"threshold must lie in [0, 1], a share of the normalized map; got {threshold}")
+    large = cv2.resize(normalize(heatmap), (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    mask = (large > np.float32(threshold)).astype(np.uint8)
+    count, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    if count == 1:
+        return np.array([[0, 0, size[1], size[0]]], np.float32)
+    left, top, width, height, _ = stats[1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())]
+    return np.array([[left, top, left + width, top + height]], np.float32)
+
+
 def minimum_area(areas: ArrayLike, quantile: float = 0.0) -> float:
     """The minimum area of Algorithm 1: a quantile of the areas of the training boxes (paper section 3.3).
 

@@ -17,6 +17,7 @@ from tbkd_utils.localization.boxes import (
     boxes_from_json,
     boxes_to_json,
     check_boxes,
+    largest_box,
     minimum_area,
     normalize,
 )
@@ -241,3 +242,39 @@ def test_other_refusals():
             boxes_from_json(text)
     assert issubclass(UsageError, TbkdError)
     assert issubclass(UsageError, ValueError)
+
+
+def hot(*cells):
+    heat = np.zeros((8, 8), np.float32)
+    for row, column in cells:
+        heat[row, column] = 1
+    return heat
+
+
+@pytest.mark.parametrize(
+    ("cells", "box"),
+    [([(3, 4)], [139, 107, 149, 117]), ([(3, 4), (3, 5), (4, 4)], [139, 107, 181, 149])],
+)
+def test_a_foreground_box_can_be_no_finer_than_a_cell_allows(cells, box):
+    assert cv2.resize(hot((3, 4)), (256, 256)).max() == pytest.approx(0.968994, abs=1e-6)
+    assert largest_box(hot(*cells), (256, 256), 0.83).tolist() == [box]
+
+
+@pytest.mark.parametrize("cells", [2, 3, 4])
+def test_a_plateau_of_k_cells_is_32_k_minus_22_pixels_wide(cells):
+    (box,) = largest_box(hot(*((3, 1 + place) for place in range(cells))), (256, 256), 0.83)
+    assert box[2] - box[0] == 32 * (cells - 1) + 10
+
+
+def test_the_larger_of_two_regions_is_boxed_and_nothing_bright_is_the_whole_image():
+    heat = hot((1, 1), (5, 5), (5, 6), (1, 2), (6, 5))
+    (box,) = largest_box(heat, (256, 256), 0.83)
+    assert box[0] > 128
+    assert largest_box(heat, (120, 240), 1.0).tolist() == [[0, 0, 240, 120]]  # above, not at it
+    assert largest_box(np.full((8, 8), 3.0), (120, 240), 0.5).tolist() == [[0, 0, 240, 120]]
+
+
+@pytest.mark.parametrize(("heat", "threshold"), [(np.zeros((2, 8, 8)), 0.5), (np.zeros((8, 8)), 1.5)])
+def test_a_foreground_box_of_something_else_is_refused(heat, threshold):
+    with pytest.raises(UsageError):
+        largest_box(heat, (64, 64), threshold)
