@@ -54,7 +54,7 @@ def test_recipes_are_set_side_by_side_where_they_differ() -> None:
 
 
 def test_one_recipe_is_shown_with_every_setting_and_its_meaning() -> None:
-    table = {row[0]: row[1:] for row in cells(good("recipes", "laptop", width=260))}
+    table = {row[0]: row[1:] for row in cells(good("recipes", "laptop"))}
     for part, setting, value, meaning in named_recipe("laptop").settings():
         if setting == "name":
             continue
