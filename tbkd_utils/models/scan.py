@@ -1,6 +1,6 @@
-"""The selective scan: a linear recurrence whose coefficients depend on the input (Mamba, arXiv 2312.00752, section 3.2).
+"""The selective scan: a linear recurrence whose coefficients depend on the input.
 
-Per channel and direction, with a state of `n` numbers:
+From Mamba (arXiv 2312.00752, section 3.2). Per channel and direction, with a state of `n` numbers:
 
     step_t = softplus(delta_t)
     h_t = exp(step_t a) h_{t-1} + step_t b_t x_t

@@ -129,7 +129,7 @@ class SS2D(nn.Module):
         projected = torch.einsum("lbkd,kcd->lbkc", sequences, self.x_proj_weight)
         low_rank, b, c = projected.split([self.rank, self.states, self.states], dim=3)
         delta = torch.einsum("lbkr,kdr->lbkd", low_rank, self.dt_projs_weight) + self.dt_projs_bias
-        a = -torch.exp(self.A_logs.float()).view(DIRECTIONS, inner, self.states)
+        a = -torch.exp(self.A_logs).view(DIRECTIONS, inner, self.states)
         y = selective_scan(sequences, delta, a, b, c, self.Ds.view(DIRECTIONS, inner))
         return cross_merge(y, x.shape[1], x.shape[2])
 
@@ -242,13 +242,13 @@ def official_state(state: Mapping[str, Tensor], variant: Variant) -> dict[str, T
     for key, entry in state.items():
         for pattern, name in OLDER:
             key = re.sub(pattern, name, key)
-        pointwise = key.endswith("_proj.weight") or re.search(r"\.mlp\.fc[12]\.weight$|classifier\.head\.weight$", key)
-        named[key] = entry.flatten(1) if pointwise and entry.shape[2:] == (1, 1) else entry
+        named[key] = entry.flatten(1) if entry.shape[2:] == (1, 1) else entry
     found = variant_of(named)
     if found != variant:
-        known = next((f"'{name}'" for name, other in VARIANTS.items() if other == found), "none that is listed")
+        known = next((f"'{name}'" for name, other in VARIANTS.items() if other == found), "not listed")
         raise ModelError(
-            f"The file holds a VSSM of another shape ({found}; the network is {known}): expected one of {variant}."
+            f"these are weights of another VSSM ({found}; by name {known}). Expected {variant}: take the network that "
+            "fits the file, or the file that fits the network."
         )
     return named
 
@@ -280,6 +280,6 @@ def variant_of(state: Mapping[str, Tensor]) -> Variant:
     except (KeyError, ValueError, IndexError) as error:
         some = ", ".join(list(state)[:3]) or "nothing"
         raise ModelError(
-            f"The file is not of a VSSM: expected entries such as {first}op.in_proj.weight (VMamba's names), got "
-            f"{len(state)} entries such as {some}."
+            f"these are no weights of a VSSM: expected entries under VMamba's names, such as "
+            f"{first}op.in_proj.weight; got {len(state)}, such as {some}."
         ) from error
