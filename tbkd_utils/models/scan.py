@@ -7,7 +7,7 @@ From Mamba (arXiv 2312.00752, section 3.2). Per channel and direction, with a st
     y_t = <c_t, h_t> + skip x_t
 
 Time comes first in memory, (L, everything else), so that a step of the recurrence is one operation on contiguous rows.
-The backward pass is the same recurrence from the other end; it can be differentiated again, and forward.
+The backward pass is the same recurrence from the other end; it can be differentiated again.
 """
 
 import itertools
@@ -109,30 +109,16 @@ class _LinearScan(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, bool], output: Tensor) -> None:
         decay, _, ctx.chunk, ctx.reverse = inputs
         ctx.save_for_backward(decay, output)
-        ctx.save_for_forward(decay, output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         decay, h = ctx.saved_tensors
         adjoint = _LinearScan.apply(decay, gradients[0], ctx.chunk, not ctx.reverse)
-        wanted = ctx.needs_input_grad[0]
-        of_decay = F.pad(_products(adjoint, h, ctx.reverse), (0, 0, 1, 0)) if wanted else None
-        return of_decay, adjoint, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        decay, h = ctx.saved_tensors
-        of_decay, of_drive = tangents[:2]
-        drive = torch.zeros_like(h) if of_drive is None else of_drive
-        if of_decay is not None:
-            joined = of_decay[1:] * (h[1:] if ctx.reverse else h[:-1])
-            drive = drive + F.pad(joined, (0, 0, 0, 1) if ctx.reverse else (0, 0, 1, 0))
-        return _LinearScan.apply(decay, drive, ctx.chunk, ctx.reverse)
-
-
-def _products(adjoint: Tensor, h: Tensor, reverse: bool) -> Tensor:
-    """The gradient of decay[1:], (L - 1, m): what comes out of a step times what went in."""
-    return adjoint[:-1] * h[1:] if reverse else adjoint[1:] * h[:-1]
+        if not ctx.needs_input_grad[0]:
+            return None, adjoint, None, None
+        # What comes out of a step times what went in; nothing goes into the first.
+        products = adjoint[:-1] * h[1:] if ctx.reverse else adjoint[1:] * h[:-1]
+        return F.pad(products, (0, 0, 1, 0)), adjoint, None, None
 
 
 def _loop(decay: Tensor, drive: Tensor, reverse: bool) -> Tensor:
@@ -154,8 +140,8 @@ def _chunks(decay: Tensor, drive: Tensor, chunk: int, reverse: bool) -> Tensor:
     count = -(-length // chunk)
     extra = count * chunk - length  # steps that change nothing: decay 1, drive 0
     links = F.pad(decay[1:], (0, 0, 0, extra + 1), value=1.0) if reverse else F.pad(decay, (0, 0, 0, extra), value=1.0)
-    h = F.pad(drive, (0, 0, 0, extra)).view(count, chunk, width)
-    product = links.clone().view(count, chunk, width)  # of the decays from the chunk's start to each step
+    h = F.pad(drive, (0, 0, 0, extra)).reshape(count, chunk, width)  # padding copies, even by nothing
+    product = links.reshape(count, chunk, width)  # of the decays from the chunk's start to each step
     steps, places = list(range(chunk)), list(range(count))
     if reverse:
         steps.reverse()

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
@@ -168,7 +169,7 @@ class VSSM(nn.Module):
     def __init__(self, variant: Variant, outputs: int = 1000, drop_path: float = 0.2) -> None:
         super().__init__()
         widths = [variant.width * 2**stage for stage in range(len(variant.depths))]
-        rates = iter(torch.linspace(0, drop_path, sum(variant.depths)).tolist())
+        rates = iter(np.linspace(0, drop_path, sum(variant.depths)).tolist())
         half = variant.width // 2
         self.patch_embed = nn.Sequential(
             nn.Conv2d(3, half, 3, stride=2, padding=1),
