@@ -21,6 +21,7 @@ from torch import nn
 from tbkd_utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from tbkd_utils.errors import ModelError
 from tbkd_utils.models.decoders import Lite0Pyramid
+from tbkd_utils.models.vssm import VARIANTS, VSSM, official_state
 
 State = dict[str, torch.Tensor]
 
@@ -44,6 +45,7 @@ class Network:
         map: Which of the outputs holds the logits of a map (b, 1, h, w), which then is its heatmap; empty if none.
         drawn: Dotted names of the parts that no weights are for: they are drawn from the seed, as the head is.
         pretrained: Name of weights to a function that gets them, as a state dict whose keys are the module's.
+        translate: From the entries of a file, in the layout in which such weights are published, to the module's.
         mean: Per channel, subtracted from pixels in [0, 1].
         std: Per channel, the divisor after that.
         stages: Dotted names of the layers of each stage, in the order of the forward pass, the stem first: what can be
@@ -60,6 +62,7 @@ class Network:
     map: str = ""
     drawn: tuple[str, ...] = ()
     pretrained: Mapping[str, Callable[[], State]] = field(default_factory=dict, repr=False)
+    translate: Callable[[State], State] = dict
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     stages: tuple[tuple[str, ...], ...] = ()
@@ -92,7 +95,7 @@ def build_network(name: str, outputs: int, weights: str | Path, seed: int, head:
         outputs: Of the last layer, one a class.
         weights: Start of everything but the last layer: a name that the network knows, such as `imagenet`; `none` for a
             random start that is the same for every seed; or a local file (`.safetensors`, or `.pth` with a plain state
-            dict).
+            dict, alone or as `model` of a checkpoint).
         seed: Seed of the head's weights, and of nothing else; the global generator is left as it was.
         head: A key of `HEADS`.
 
@@ -161,7 +164,11 @@ def _pretrained(name: str, network: Network, weights: str) -> State | None:
         return network.pretrained[weights]()
     path = Path(weights).expanduser()
     if path.is_file():
-        return _read_state(path)
+        state = _read_state(path)
+        try:
+            return network.translate(state)
+        except ModelError as error:
+            raise ModelError(f"{path}: {error}") from error
     known = ", ".join([*network.pretrained, "none"])
     raise ModelError(f"There are no weights '{weights}' for {name}: expected {known}, or an existing file.")
 
@@ -213,8 +220,11 @@ def _read_state(path: Path) -> State:
     except Exception as error:
         raise ModelError(
             f"{path}: cannot be read as weights ({_brief(error)}). Expected .safetensors, or a plain state dict "
-            "saved by torch.save."
+            "saved by torch.save. If it is a checkpoint with other objects in it, such as a configuration, save the "
+            "weights alone where it was made: torch.save(checkpoint['model'], 'weights.pth')."
         ) from error
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]
     plain = isinstance(state, dict) and all(
         isinstance(key, str) and isinstance(entry, torch.Tensor) for key, entry in state.items()
     )
@@ -341,6 +351,18 @@ NETWORKS: dict[str, Network] = {
         pretrained={"imagenet": functools.partial(_timm, "swin_tiny_patch4_window7_224")},
         stages=(("patch_embed",), *_numbered("layers", 4)),
     ),
+    **{
+        name: Network(
+            functools.partial(VSSM, variant),
+            "classifier.head",
+            "classifier.norm",
+            layout="nhwc",
+            pooled_linear=True,
+            translate=functools.partial(official_state, variant=variant),
+            stages=(("patch_embed",), *_numbered("layers", 4)),
+        )
+        for name, variant in VARIANTS.items()
+    },
 }
 """Every network by name. ResNets and those after EfficientNet-Lite0 are torchvision's, whose weights the papers used;
-EfficientNet-Lite0 and Swin-T are timm's."""
+EfficientNet-Lite0 and Swin-T are timm's; VMamba's, ours, start from a file or at random."""
