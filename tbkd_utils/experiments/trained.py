@@ -95,7 +95,8 @@ class TrainedNetwork:
         training = self.recipe.training
         if self.recipe.execution.threads:
             torch.set_num_threads(self.recipe.execution.threads)
-        model = build_network(self.network_name, len(self.task.classes), "none", training.seed, training.head)
+        outputs, settings = len(self.task.classes), self.recipe.flat()
+        model = build_network(self.network_name, outputs, "none", training.seed, training.head, settings)
         model.load_state_dict(read_tensors(self.run.file(f"{training.keep}.safetensors")))
         layout = torch.channels_last if training.channels_last else torch.contiguous_format
         return model.to(self.device).to(memory_format=layout).eval()
@@ -189,7 +190,8 @@ def _teacher(experiment: Experiment, role: str, progress: bool) -> nn.Module:
 def _start(experiment: Experiment, role: str) -> nn.Module:
     """The network of a role as it is before its training."""
     training, classes = experiment.recipe.training, len(experiment.task.classes)
-    return build_network(experiment.network_of(role), classes, training.weights, training.seed, training.head)
+    start = training.weights, training.seed, training.head
+    return build_network(experiment.network_of(role), classes, *start, experiment.recipe.flat())
 
 
 def locating(experiment: Experiment) -> dict[str, Any]:

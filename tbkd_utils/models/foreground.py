@@ -11,6 +11,7 @@ over what A alone would miss. What the authors' code does beyond their text is n
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import timm
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from tbkd_utils.errors import ModelError
+from tbkd_utils.models.vssm import VARIANTS, VSSM, Variant
 
 TOP = 4
 """Without a label, the maps of so many classes of the highest scores are averaged."""
@@ -323,3 +325,72 @@ class Lite0Body(nn.Module):
     def late(self, features: Tensor) -> Tensor:
         """To (b, 1280, H / 32, W / 32), rounded up."""
         return self.network.bn2(self.network.conv_head(self.network.blocks[5:](features)))
+
+
+class VSSMBody(nn.Module):
+    """VMamba's network, parted after the downsampling of its third stage; its last norm serves both parts.
+
+    Args:
+        variant: Of the network.
+    """
+
+    pooling = 1
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        self.network = VSSM(variant)
+        del self.network.classifier["head"]
+        self.channels = self.late_channels = 8 * variant.width
+
+    def early(self, images: Tensor) -> Tensor:
+        """(b, 3, H, W) to (b, 8 width, H / 32, W / 32)."""
+        maps = self.network.patch_embed(images)
+        for layer in self.network.layers[:-1]:
+            maps = layer(maps)
+        return maps.permute(0, 3, 1, 2)
+
+    def normed(self, features: Tensor) -> Tensor:
+        """Through the network's last norm."""
+        return self.network.classifier["norm"](features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def late(self, features: Tensor) -> Tensor:
+        """Through the last stage and the same norm, same shape."""
+        return self.normed(self.network.layers[-1](features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+FORMS: Mapping[str, tuple[Callable[[], Any], str, Literal["mask", "separated"]]] = {
+    **{f"{name}_mask": (partial(VSSMBody, variant), "abd", "mask") for name, variant in VARIANTS.items()},
+    "resnet50_mask": (ResNet50Body, "abcd", "separated"),
+    "efficientnet_lite0_mask": (Lite0Body, "abd", "separated"),
+}
+"""Bodies by the name of the network: how each is built, the branches of its mask, and what its class map is multiplied
+with. VMamba's and ResNet's are the source's; EfficientNet-Lite0, ours, scores like the latter."""
+
+
+def foreground_network(
+    form: str,
+    classes: int,
+    *,
+    mask_branches: str = "",
+    mask_width: int = 1024,
+    foreground_input: Literal["normed", "raw"] = "normed",
+    modulation_stats: Literal["batch", "image"] = "batch",
+    foreground_control: Literal["foreground", "background", "none"] = "foreground",
+) -> ForegroundNetwork:
+    """Builds a network with a mask head at random.
+
+    Args:
+        form: A key of `FORMS`.
+        classes: How many.
+        mask_branches: As in `MaskOptions`; empty for those of the form.
+        mask_width: Channels inside the class head.
+        foreground_input: As in `MaskOptions`.
+        modulation_stats: As in `MaskOptions`.
+        foreground_control: Whose score is added, as `control` in `MaskOptions`.
+
+    Raises:
+        ModelError: If there is no such branch.
+    """
+    body, branches, shown = FORMS[form]
+    options = MaskOptions(mask_branches or branches, foreground_input, modulation_stats, foreground_control, shown)
+    return ForegroundNetwork(body(), classes, mask_width, options)

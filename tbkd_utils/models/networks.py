@@ -21,7 +21,8 @@ from torch import nn
 from tbkd_utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from tbkd_utils.errors import ModelError
 from tbkd_utils.models.decoders import Lite0Pyramid
-from tbkd_utils.models.vssm import VARIANTS, VSSM, official_state
+from tbkd_utils.models.foreground import FORMS, foreground_network
+from tbkd_utils.models.vssm import VARIANTS, VSSM, Variant, official_state
 
 State = dict[str, torch.Tensor]
 
@@ -50,9 +51,10 @@ class Network:
         std: Per channel, the divisor after that.
         stages: Dotted names of the layers of each stage, in the order of the forward pass, the stem first: what can be
             frozen from the front. Empty if none are declared.
+        takes: Names of settings that `build` takes beside the number of outputs.
     """
 
-    build: Callable[[int], nn.Module]
+    build: Callable[..., nn.Module]
     head: str
     features: str
     layout: Literal["nchw", "nhwc", "tokens"] = "nchw"
@@ -66,6 +68,7 @@ class Network:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     stages: tuple[tuple[str, ...], ...] = ()
+    takes: tuple[str, ...] = ()
 
 
 def _mlp(features: int, outputs: int) -> nn.Module:
@@ -87,7 +90,14 @@ HEADS: dict[str, Callable[[int, int], nn.Module]] = {"linear": nn.Linear, "mlp":
 """What stands in place of the last layer, by name: (features, outputs) to a module."""
 
 
-def build_network(name: str, outputs: int, weights: str | Path, seed: int, head: str = "linear") -> nn.Module:
+def build_network(
+    name: str,
+    outputs: int,
+    weights: str | Path,
+    seed: int,
+    head: str = "linear",
+    settings: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """Builds a network whose head is drawn from a seed.
 
     Args:
@@ -98,6 +108,7 @@ def build_network(name: str, outputs: int, weights: str | Path, seed: int, head:
             dict, alone or as `model` of a checkpoint).
         seed: Seed of the head's weights, and of nothing else; the global generator is left as it was.
         head: A key of `HEADS`.
+        settings: Setting to value; a network takes those that it knows, and its own defaults for others.
 
     Returns:
         The network in training mode: float32 (n, 3, H, W) -> logits (n, outputs).
@@ -108,7 +119,8 @@ def build_network(name: str, outputs: int, weights: str | Path, seed: int, head:
     network = find_network(name, head)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0 if network.head else seed)
-        model = network.build(outputs)
+        given = settings or {}
+        model = network.build(outputs, **{key: given[key] for key in network.takes if key in given})
         state = _pretrained(name, network, str(weights))
         if state is not None:
             _load_body(model, state, (network.head, *network.drawn), f"{name} weights '{weights}'")
@@ -208,6 +220,28 @@ def _packaged_lite0() -> State:
     return dict(zip(names, theirs.values(), strict=True))
 
 
+def _lite0_of_mask() -> State:
+    """The packaged weights under the names of a body with a mask head, which has no last layer."""
+    kept = {key: value for key, value in _packaged_lite0().items() if not key.startswith("classifier.")}
+    return {f"body.network.{key}": value for key, value in kept.items()}
+
+
+def _resnet50_of_mask(version: str) -> State:
+    return _resnet_of_mask(_torchvision("resnet50", version))
+
+
+def _resnet_of_mask(state: State) -> State:
+    """Weights of torchvision's ResNet under the names of the body in two parts."""
+    stem = {"conv1": "stem.0", "bn1": "stem.1"}
+    parts = [(key.partition("."), value) for key, value in state.items() if not key.startswith("fc.")]
+    return {f"body.{stem.get(first, first)}.{rest}": value for (first, _, rest), value in parts}
+
+
+def _vssm_of_mask(state: State, variant: Variant) -> State:
+    found = official_state(state, variant)
+    return {f"body.network.{key}": value for key, value in found.items() if not key.startswith("classifier.head.")}
+
+
 def _lite0_of_pyramid() -> State:
     return {f"body.{key}": value for key, value in _packaged_lite0().items()}
 
@@ -291,6 +325,22 @@ _DENSENET_STAGES = (
     ("features.denseblock4", "features.norm5"),
 )
 
+_WITH_MASK: dict[str, dict[str, Any]] = {
+    **{
+        f"{name}_mask": {"translate": functools.partial(_vssm_of_mask, variant=variant)}
+        for name, variant in VARIANTS.items()
+    },
+    "resnet50_mask": {
+        "pretrained": {
+            "imagenet": functools.partial(_resnet50_of_mask, "IMAGENET1K_V1"),
+            "imagenet1k_v1": functools.partial(_resnet50_of_mask, "IMAGENET1K_V1"),
+        },
+        "translate": _resnet_of_mask,
+    },
+    "efficientnet_lite0_mask": {"pretrained": {"imagenet": _lite0_of_mask}},
+}
+assert set(_WITH_MASK) == set(FORMS)
+
 NETWORKS: dict[str, Network] = {
     **{
         name: _from_torchvision(
@@ -362,6 +412,18 @@ NETWORKS: dict[str, Network] = {
             stages=(("patch_embed",), *_numbered("layers", 4)),
         )
         for name, variant in VARIANTS.items()
+    },
+    **{
+        name: Network(
+            functools.partial(foreground_network, name),
+            "",
+            "head.3",
+            map="map",
+            drawn=("head", "mask"),
+            takes=("mask_branches", "mask_width", "foreground_input", "modulation_stats", "foreground_control"),
+            **how,
+        )
+        for name, how in _WITH_MASK.items()
     },
 }
 """Every network by name. ResNets and those after EfficientNet-Lite0 are torchvision's, whose weights the papers used;

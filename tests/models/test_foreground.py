@@ -1,16 +1,23 @@
 """The mask head and its losses, against the known answers of their definition."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from tbkd_utils.errors import ModelError, UsageError
+from tbkd_utils.localization.heatmaps import own_map
 from tbkd_utils.models.foreground import (
+    FORMS,
     ForegroundNetwork,
     Lite0Body,
     MaskOptions,
     ResNet50Body,
+    VSSMBody,
+    foreground_network,
     gaussian,
     minmax,
     of_label,
@@ -19,6 +26,8 @@ from tbkd_utils.models.foreground import (
     student_t,
 )
 from tbkd_utils.models.losses import CrossEntropy, ForegroundControl
+from tbkd_utils.models.networks import NETWORKS, build_network
+from tbkd_utils.models.vssm import Variant
 
 RAMP = torch.tensor([0, 0.25, 0.5, 0.75, 1.0]).reshape(1, 1, 1, 5)
 
@@ -98,6 +107,62 @@ def test_parameters_are_those_of_the_source() -> None:
     assert parameters(resnet) == 52_124_776
     assert parameters(resnet.head) == 28_321_800
     assert parameters(resnet.mask) == 4 * 73_736
+
+
+def test_parameters_of_vmambas_form_are_those_of_the_source() -> None:
+    with torch.device("meta"):
+        network = foreground_network("vssm_tiny_mask", 8)
+    assert parameters(network) == 48_407_136
+    assert parameters(network.body) == 31_715_904
+    assert parameters(network.head) == 16_525_320
+    assert parameters(network.mask) == 3 * 55_304
+
+
+def test_every_form_is_a_network_by_name_that_takes_its_settings() -> None:
+    for form in FORMS:
+        assert NETWORKS[form].map == "map"
+    start = (
+        "efficientnet_lite0_mask",
+        3,
+        "imagenet",
+        5,
+        "linear",
+        {"mask_branches": "ad", "mask_width": 16, "other": 1},
+    )
+    network, again = (build_network(*start) for _ in range(2))
+    assert list(network.mask.convolutions) == ["a", "d"]
+    assert network.head[0].out_channels == 16
+    plain = build_network("efficientnet_lite0", 2, "imagenet", 0)
+    assert torch.equal(network.body.network.blocks[5][0].conv_pw.weight, plain.blocks[5][0].conv_pw.weight)
+    assert all(torch.equal(one, two) for one, two in zip(network.parameters(), again.parameters(), strict=True))
+    other = build_network(*start[:3], 6, *start[4:])
+    assert not torch.equal(network.head[0].weight, other.head[0].weight)  # the seed draws head and mask
+    assert not torch.equal(network.mask.convolutions["a"].weight, other.mask.convolutions["a"].weight)
+    images = torch.rand(1, 3, 64, 64)
+    maps = own_map(NETWORKS["efficientnet_lite0_mask"])(network.eval(), images)
+    with torch.inference_mode():
+        masks, scores = (network(images)[name] for name in ("masks", "logits"))
+    assert torch.allclose(maps, of_top(masks, scores)[:, 0], atol=1e-5)
+
+
+def test_a_vssm_gives_a_mask_at_a_32nd_of_the_image() -> None:
+    body = VSSMBody(Variant(width=8, depths=(1, 1, 1, 1)))
+    network = ForegroundNetwork(body, 3, 8)
+    outputs = network(torch.rand(2, 3, 64, 64), torch.tensor([0, 2]))
+    assert outputs["masks"].shape == (2, 3, 2, 2)
+    ForegroundControl()(outputs, {"targets": torch.tensor([0, 2])}, None)["control"].backward()
+    touched = {
+        name.split(".")[3] for name, one in network.named_parameters() if "layers" in name and one.grad is not None
+    }
+    assert touched == {"0", "1", "2"}  # the last stage has no gradient from the control
+
+
+def test_weights_of_torchvisions_resnet_fit_the_body_in_two_parts(tmp_path: Path) -> None:
+    plain = torchvision.models.resnet50()
+    torch.save(plain.state_dict(), tmp_path / "weights.pth")
+    network = build_network("resnet50_mask", 3, tmp_path / "weights.pth", 0, "linear", {"mask_width": 8})
+    assert torch.equal(network.body.layer4[2].conv3.weight, plain.layer4[2].conv3.weight)
+    assert torch.equal(network.body.stem[0].weight, plain.conv1.weight)
 
 
 @pytest.mark.parametrize(("body", "early", "late"), [(ResNet50Body, 8, 4), (Lite0Body, 4, 2)])
