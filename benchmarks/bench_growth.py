@@ -32,11 +32,13 @@ class Private(threading.Thread):
         super().__init__(daemon=True)
         self.peak, self.going = 0, True
 
+    def now(self) -> int:
+        resident, shared = (int(n) for n in Path("/proc/self/statm").read_text().split()[1:3])
+        return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
     def run(self) -> None:
-        page = os.sysconf("SC_PAGE_SIZE")
         while self.going:
-            resident, shared = (int(n) for n in Path("/proc/self/statm").read_text().split()[1:3])
-            self.peak = max(self.peak, (resident - shared) * page)
+            self.peak = max(self.peak, self.now())
             time.sleep(0.01)
 
 

@@ -2,8 +2,8 @@
 
     make bench        or        python benchmarks/run_all.py [NAME ...]
 
-Load nothing else meanwhile. With names (input, step, heatmaps, explorers, growth, grid, hessian, gpu) only those run,
-and the results of the others are kept.
+Load nothing else meanwhile. With names (input, step, heatmaps, explorers, growth, grid, hessian, scan, gpu) only those
+run, and the results of the others are kept.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 from harness import Row, machine, table
 
 HERE = Path(__file__).parent
-PARTS = ("input", "step", "heatmaps", "explorers", "growth", "grid", "hessian", "gpu")
+PARTS = ("input", "step", "heatmaps", "explorers", "growth", "grid", "hessian", "scan", "gpu")
 KEPT = HERE / "results.json"
 
 

@@ -57,6 +57,7 @@ PUBLISHED = {
     "resnet18": 11_689_512, "resnet50": 25_557_032, "densenet121": 7_978_856, "efficientnet_b0": 5_288_548,
     "mobilenet_v2": 3_504_872, "mobilenet_v3_large": 5_483_032, "vit_b_16": 86_567_656, "swin_tiny": 28_288_354,
     "efficientnet_lite0": 4_652_008,
+    "vssm_tiny": 32_484_904, "vssm_tiny_s2l5": 30_705_832, "vssm_tiny_s1l8": 30_249_064,
 }  # fmt: skip
 
 

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 from tbkd_utils.curvature.products import Graph
 from tbkd_utils.errors import ModelError
-from tbkd_utils.models.networks import NETWORKS, Network, build_network
+from tbkd_utils.localization.heatmaps import compute_heatmaps, grad_cam
+from tbkd_utils.models.losses import build_loss
+from tbkd_utils.models.module import TrainingModule
+from tbkd_utils.models.networks import NETWORKS, Network, build_network, early_layers
+from tbkd_utils.models.options import TrainingOptions
 from tbkd_utils.models.vssm import (
     SHORTEST,
     SS2D,
@@ -366,6 +370,38 @@ def test_the_seed_draws_the_head_alone(small: str) -> None:
     assert {key for key in first if not torch.equal(first[key], other[key])} == {
         "classifier.head.weight", "classifier.head.bias"
     }  # fmt: skip
+
+
+def test_the_training_step_lowers_its_loss(small: str) -> None:
+    """Bright and dark images, a few steps of the training module's own optimizer."""
+    options = TrainingOptions(learning_rate=3e-3, frozen=early_layers(small, 1))
+    loss = build_loss("cross_entropy", {"label_smoothing": 0.0})
+    module = TrainingModule(options, build_network(small, 2, "none", 0), loss, None).train()
+    adam = module.configure_optimizers()
+    pixels = torch.randint(0, 128, (8, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    targets = torch.arange(8) % 2
+    batch = module.on_after_batch_transfer(
+        {"pixels": pixels + 100 * targets[:, None, None].byte(), "targets": targets}, 0
+    )
+    torch.manual_seed(0)
+    losses = []
+    for _ in range(12):
+        adam.zero_grad()
+        terms, _ = module._terms(batch)
+        terms["loss"].backward()
+        adam.step()
+        losses.append(terms["loss"].item())
+    assert losses[0] == pytest.approx(np.log(2), abs=0.3)
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_grad_cam_has_its_closed_form(small: str) -> None:
+    model, declared = build_network(small, 2, "none", 0).eval(), NETWORKS[small]
+    ways = [grad_cam(declared, 1, relu=False, method=method) for method in ("auto", "captum")]
+    found, expected = (compute_heatmaps(model, pictures(2, 96, 64), way) for way in ways)
+    assert found.shape == (2, 3, 2)
+    assert np.ptp(expected) > 0
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_no_weights_can_be_had_by_name() -> None:
