@@ -1,7 +1,8 @@
 """Metrics: how good predictions are, and how sure one can be of it.
 
-Inside: classification scores (`classification`), thresholds, curves and calibration (`operating`), and intervals and
-tests over images and seeds (`statistics`). It may import `errors` alone. Start reading at `statistics`.
+Inside: classification scores (`classification`), thresholds, curves and calibration (`operating`), overlaps and
+distances of masks (`segmentation`), and intervals and tests over images and seeds (`statistics`). It may import
+`errors` alone. Start reading at `statistics`.
 """
 
 import lazy_loader

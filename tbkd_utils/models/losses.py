@@ -1,4 +1,8 @@
-"""The losses by name; among them the student's, equations 1 and 2 of the paper (Hinton et al. 2015)."""
+"""The losses by name; among them the student's, equations 1 and 2 of the paper (Hinton et al. 2015).
+
+A loss may have weights of its own, such as an adapter between two networks: then it is a module, and they are trained
+with the network and left behind with the loss.
+"""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit
+from torch import nn
 
 from tbkd_utils.errors import ModelError, UsageError
 
@@ -94,6 +99,72 @@ def distillation_loss(
             f"Expected one target per row of logits; got {tuple(targets.shape)} for {tuple(student_logits.shape)}."
         )
     return (1 - alpha) * soft + alpha * F.cross_entropy(student_logits, targets)
+
+
+def dice_loss(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """One minus the soft Dice coefficient, averaged over images: `1 - (2 sum(p y) + 1) / (sum p + sum y + 1)`.
+
+    The two ones keep it defined for an empty mask (nodule segmentation, section 1).
+
+    Args:
+        logits: Of p, float (b, 1, H, W).
+        masks: y in [0, 1], of the same shape.
+
+    Returns:
+        A scalar tensor in [0, 1].
+    """
+    p = logits.sigmoid()
+    both, sizes = (p * masks).sum(dim=(1, 2, 3)), (p + masks).sum(dim=(1, 2, 3))  # (b,)
+    return 1 - ((2 * both + 1) / (sizes + 1)).mean()
+
+
+def pixel_distillation_loss(
+    student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Binary cross-entropy of softened pixels: `T^2 * BCE(sigmoid(z_s / T), sigmoid(z_t / T))`, averaged over pixels.
+
+    Its minimum is T^2 times the entropy of the softened teacher, not 0.
+
+    Args:
+        student_logits: z_s, float (b, 1, H, W).
+        teacher_logits: z_t, of the same shape; no gradient flows into them.
+        temperature: T > 0.
+
+    Returns:
+        A scalar tensor, at least 0.
+
+    Raises:
+        UsageError: If the shapes differ or T is not a positive number.
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise UsageError(
+            f"Expected maps of one shape; got {tuple(student_logits.shape)} of the student and "
+            f"{tuple(teacher_logits.shape)} of the teacher."
+        )
+    _check_temperature(temperature)
+    target = (teacher_logits.detach() / temperature).sigmoid()
+    return temperature**2 * F.binary_cross_entropy_with_logits(student_logits / temperature, target)
+
+
+def feature_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """One minus the cosine between the features of two networks, averaged over pixels.
+
+    Args:
+        student: float (b, channels, h, w).
+        teacher: Of the same shape.
+
+    Returns:
+        A scalar tensor in [0, 2].
+
+    Raises:
+        UsageError: If the shapes differ.
+    """
+    if student.shape != teacher.shape:
+        raise UsageError(
+            f"Expected features of one shape; got {tuple(student.shape)} of the student and {tuple(teacher.shape)} of "
+            "the teacher."
+        )
+    return 1 - F.cosine_similarity(student, teacher, dim=1).mean()  # the cosine is (b, h, w)
 
 
 def _check_temperature(temperature: float) -> None:
@@ -251,6 +322,112 @@ def _class_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
 
 
+class Segmentation:
+    """Binary cross-entropy and Dice of a mask, both with weight 1: pixels one by one, and the whole."""
+
+    def __call__(self, outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Terms:
+        """Returns `loss`, and its terms `bce` and `dice`.
+
+        Raises:
+            UsageError: If the network gives no map of the masks' size, or the batch has no masks of 0 to 1.
+        """
+        found = _of_map(outputs, "map", "the network")  # (b, 1, H, W)
+        if "masks" not in batch:
+            raise UsageError("This loss needs images with masks: give the role masks to learn from.")
+        masks = batch["masks"].unsqueeze(1).float()
+        if found.shape != masks.shape:
+            raise UsageError(
+                f"The map is {tuple(found.shape)} and the masks are {tuple(masks.shape)}: use a network whose map has "
+                "the size of the image, such as unet_dw_32."
+            )
+        if not ((masks >= 0) & (masks <= 1)).all():  # 255 would make the Dice of a right answer almost 2
+            raise UsageError("A mask holds values outside 0 to 1: divide it by its largest value first.")
+        bce, dice = F.binary_cross_entropy_with_logits(found, masks), dice_loss(found, masks)
+        return {"loss": bce + dice, "bce": bce, "dice": dice}
+
+
+class PixelDistillation:
+    """What a student learns from masks and from its teacher's logits, pixel by pixel.
+
+    Args:
+        temperature: T, above 0.
+        weight: Of the teacher's term, at least 0; the masks' terms have 1.
+
+    Raises:
+        UsageError: If a number is out of range.
+    """
+
+    def __init__(self, temperature: float, weight: float = 1.0) -> None:
+        _check_temperature(temperature)
+        _check_weight(weight)
+        self.masks, self.temperature, self.weight = Segmentation(), temperature, weight
+
+    def __call__(self, outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Terms:
+        """Returns `loss`, its terms `bce` and `dice`, and `distillation` before its weight.
+
+        Raises:
+            UsageError: As `Segmentation`, or if there is no teacher, or none that gives a map of this size.
+        """
+        terms = self.masks(outputs, batch, None)
+        pair = _of_map(outputs, "map", "the network"), _of_map(teacher, "map", "the teacher")
+        soft = pixel_distillation_loss(*pair, self.temperature)
+        return terms | {"loss": terms["loss"] + self.weight * soft, "distillation": soft}
+
+
+class FeatureDistillation(nn.Module):
+    """What a student learns from masks and from the direction of its teacher's features, pixel by pixel.
+
+    An adapter, a 1x1 convolution without bias, brings the teacher's channels to the student's. It is trained along, so
+    it moves the target: it can come to the student instead of the student to the teacher. Frozen, it cannot.
+
+    Args:
+        channels: Of the student's and the teacher's `features`.
+        weight: Of the teacher's term, at least 0; the masks' terms have 1.
+        frozen: Whether the adapter stays as it was drawn.
+        seed: Of the adapter; the global generator is left as it was.
+
+    Raises:
+        UsageError: If the weight is negative or not a number.
+    """
+
+    def __init__(self, channels: tuple[int, int], weight: float = 0.5, frozen: bool = False, seed: int = 0) -> None:
+        super().__init__()
+        _check_weight(weight)
+        self.masks, self.weight = Segmentation(), weight
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.adapter = nn.Conv2d(channels[1], channels[0], 1, bias=False).requires_grad_(not frozen)
+
+    def forward(self, outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Terms:
+        """Returns `loss`, its terms `bce` and `dice`, and `distillation` before its weight.
+
+        Raises:
+            UsageError: As `Segmentation`, or if there is no teacher, or its features do not fit.
+        """
+        terms = self.masks(outputs, batch, None)
+        of_student = _of_map(outputs, "features", "the network")  # (b, channels[0], h, w)
+        of_teacher = _of_map(teacher, "features", "the teacher").detach()  # (b, channels[1], h, w)
+        found, expected = (of_student.shape[1], of_teacher.shape[1]), self.adapter.weight.shape[:2]
+        if found != tuple(expected):
+            raise UsageError(f"The adapter joins {tuple(expected)} channels of student and teacher, not {found}.")
+        distance = feature_distance(of_student, self.adapter(of_teacher).float())
+        return terms | {"loss": terms["loss"] + self.weight * distance, "distillation": distance}
+
+
+def _of_map(outputs: Outputs | None, name: str, whose: str) -> torch.Tensor:
+    """An output in float32, also under mixed precision."""
+    if outputs is None:
+        raise UsageError("This loss needs a teacher's outputs: give the role a teacher.")
+    if isinstance(outputs, torch.Tensor) or name not in outputs:
+        raise UsageError(f"This loss needs an output '{name}' of {whose}: use one that segments, such as unet_dw_32.")
+    return outputs[name].float()
+
+
+def _check_weight(weight: float) -> None:
+    if not (math.isfinite(weight) and weight >= 0):
+        raise UsageError(f"The weight of the teacher's term is {weight}: expected a number, 0 or more.")
+
+
 class Focal:
     """Softmax focal loss (Lin et al. 2017): `-alpha_t (1 - p_t)^gamma ln p_t`, averaged over the batch.
 
@@ -306,8 +483,14 @@ LOSSES: dict[str, Callable[[Mapping[str, Any]], Loss]] = {
     "distillation": lambda settings: Distillation(settings["temperature"], settings["alpha"]),
     "foreground": lambda settings: ForegroundControl(settings["foreground_hinge"], settings["foreground_factor"]),
     "map": lambda settings: MapAndLabel(settings["label_weight"]),
+    "segmentation": lambda settings: Segmentation(),
+    "pixel_distillation": lambda settings: PixelDistillation(settings["temperature"], settings["logit_weight"]),
+    "feature_distillation": lambda settings: FeatureDistillation(
+        settings["feature_channels"], settings["feature_weight"], settings["frozen_adapter"], settings["seed"]
+    ),
 }
-"""Every loss by name, made from a recipe's settings by their names and `class_counts`, the training images by class."""
+"""Every loss by name, made from a recipe's settings by their names; `class_counts`, the training images by class; and
+`feature_channels`, of the student's and the teacher's features, where there are some."""
 WEIGHTED = ("focal",)
 """Losses that can weigh the classes."""
 

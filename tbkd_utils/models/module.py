@@ -32,7 +32,7 @@ class TrainingModule(L.LightningModule):
     Args:
         options: How it is trained.
         model: The network.
-        loss: Its loss.
+        loss: Its loss; if it is a module, its weights are trained along and go into checkpoints.
         teacher: Whose outputs on the very same augmented batch the loss sees; None without a teacher.
     """
 
@@ -50,8 +50,8 @@ class TrainingModule(L.LightningModule):
         self._began = 0.0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam with default betas (section 3.2.2), of what is not frozen."""
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        """Adam with default betas (section 3.2.2), of what is not frozen in the network and in its loss."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return torch.optim.Adam(trained, lr=self.options.learning_rate, weight_decay=self.options.weight_decay)
 
     def train(self, mode: bool = True) -> Self:

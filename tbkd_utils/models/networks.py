@@ -22,6 +22,19 @@ from tbkd_utils.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from tbkd_utils.errors import ModelError
 from tbkd_utils.models.decoders import Lite0Pyramid
 from tbkd_utils.models.foreground import FORMS, foreground_network
+from tbkd_utils.models.segmenters import (
+    LEVELS,
+    SWIN,
+    SwinUNet,
+    UNet,
+    UNetPlusPlus,
+    attention_unet,
+    res_unet,
+    small_swin,
+    swin_encoder,
+    unet_dw,
+    unet_dw_aspp,
+)
 from tbkd_utils.models.vssm import VARIANTS, VSSM, Variant, official_state
 
 State = dict[str, torch.Tensor]
@@ -200,10 +213,10 @@ def _torchvision(name: str, version: str) -> State:
         ) from error
 
 
-def _timm(name: str) -> State:
-    """Weights of timm, from its cache or downloaded."""
+def _timm(name: str, build: Callable[[], nn.Module] | None = None) -> State:
+    """Weights of timm, from its cache or downloaded; those of `build` where the network is no plain one."""
     try:
-        return timm.create_model(name, pretrained=True).state_dict()
+        return (build() if build is not None else timm.create_model(name, pretrained=True)).state_dict()
     except Exception as error:
         raise ModelError(
             f"The weights of {name} could not be downloaded or read ({_brief(error)}). Without a network: fetch them "
@@ -244,6 +257,11 @@ def _vssm_of_mask(state: State, variant: Variant) -> State:
 
 def _lite0_of_pyramid() -> State:
     return {f"body.{key}": value for key, value in _packaged_lite0().items()}
+
+
+def _swin_of_unet(size: int) -> State:
+    state = _timm(SWIN, functools.partial(swin_encoder, size, pretrained=True))
+    return {f"encoder.{key}": value for key, value in state.items()}
 
 
 def _read_state(path: Path) -> State:
@@ -316,6 +334,20 @@ def _from_torchvision(name: str, head: str, features: str, versions: tuple[str, 
 def _numbered(name: str, count: int) -> tuple[tuple[str, ...], ...]:
     """Stages that are the children of one layer, each of one layer."""
     return tuple((f"{name}.{number}",) for number in range(count))
+
+
+def _segmenter(build: Callable[[], nn.Module], features: str = "bottleneck", **how: Any) -> Network:
+    """A network whose output is a mask, drawn from the seed, of gray pixels in [0, 1]."""
+    stages = how.pop("stages", _numbered("encoder", LEVELS))
+    return Network(
+        lambda outputs: build(), "", features, map="map", mean=(0.0,) * 3, std=(1.0,) * 3, stages=stages, **how
+    )
+
+
+def _swin_unet(build: Callable[[int], nn.Module], size: int, **how: Any) -> Network:
+    """A Swin-UNet made for a size; where its encoder is pretrained, its decoder alone is drawn from the seed."""
+    stages = (("encoder.patch_embed",), *((f"encoder.layers_{number}",) for number in range(4)))
+    return _segmenter(functools.partial(build, size), "decoder.bridge", drawn=("decoder",), stages=stages, **how)
 
 
 _RESNET_STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
@@ -425,6 +457,18 @@ NETWORKS: dict[str, Network] = {
         )
         for name, how in _WITH_MASK.items()
     },
+    "unet": _segmenter(UNet),
+    "unet_plus_plus": _segmenter(UNetPlusPlus, "encoder.4"),
+    "attention_unet": _segmenter(attention_unet),
+    "res_unet": _segmenter(res_unet),
+    **{f"unet_dw_{width}": _segmenter(functools.partial(unet_dw, width)) for width in (32, 16, 8)},
+    **{f"unet_dw_aspp_{width}": _segmenter(functools.partial(unet_dw_aspp, width)) for width in (32, 16, 8)},
+    **{
+        f"swin_unet_{size}": _swin_unet(SwinUNet, size, pretrained={"imagenet": functools.partial(_swin_of_unet, size)})
+        for size in (256, 128)
+    },
+    **{f"swin_unet_small_{size}": _swin_unet(small_swin, size) for size in (128, 64)},
 }
 """Every network by name. ResNets and those after EfficientNet-Lite0 are torchvision's, whose weights the papers used;
-EfficientNet-Lite0 and Swin-T are timm's; VMamba's, ours, start from a file or at random."""
+EfficientNet-Lite0 and Swin-T are timm's; VMamba's, ours, start from a file or at random. From `unet` on they segment:
+`unet_dw_16` starts with 16 channels, and `swin_unet_128` is made for images of 128 pixels."""

@@ -461,7 +461,7 @@ def test_a_network_that_makes_its_own_head_takes_no_other(monkeypatch: pytest.Mo
             refuse()
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if NETWORKS[name].head])
+@pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if network.head])
 def test_grad_cam_has_no_closed_form_behind_three_layers(name: str) -> None:
     network = find_network(name, "mlp")
     assert network.pooled_linear is False
