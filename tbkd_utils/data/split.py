@@ -205,7 +205,7 @@ def _stratum(record: Radiograph) -> int:
 
 
 def _shown(records: Sequence[Radiograph]) -> np.ndarray:
-    """Which findings each of n radiographs shows, int64 (n, findings + 1) of 0 and 1, and last whether it shows none."""
+    """Which findings each of n radiographs shows, and last, whether none: int64 (n, findings + 1) of 0 and 1."""
     targets = [record.target if isinstance(record.target, tuple) else (record.target,) for record in records]
     several = any(isinstance(record.target, tuple) for record in records)
     shown = np.zeros((len(records), 1 + max(len(t) if several else t[0] + 1 for t in targets)), dtype=np.int64)
