@@ -293,14 +293,14 @@ def _exposed(image: FindingImage, chest: Chest, rises: list[Array], strength: fl
 # Each function below returns what its finding adds to the attenuation, (size, size).
 def _atelectasis(canvas: _Canvas, side: int, rng: np.random.Generator) -> Array:
     """An oblique band over a diaphragm that is pulled up."""
-    raised, slope, thick = rng.uniform(0.035, 0.06), rng.uniform(-0.28, -0.16), rng.uniform(0.016, 0.022)
-    middle, half = rng.uniform(0.53, 0.6), rng.uniform(0.16, 0.24)
+    raised, slope, thick = rng.uniform(0.02, 0.03), rng.uniform(-0.22, -0.12), rng.uniform(0.017, 0.022)
+    middle, half = rng.uniform(0.58, 0.64), rng.uniform(0.13, 0.17)
     dome = canvas.patient.dome + (0.025 if side < 0 else -0.02) + raised
     u, v = np.abs(canvas.chest.u), canvas.chest.v
-    line = 1 - dome - rng.uniform(0.035, 0.06) + slope * (u - middle)
+    line = 1 - dome - rng.uniform(0.025, 0.045) + slope * (u - middle)
     band = np.exp(-(((v - line) / thick) ** 4)) * smooth_step((half - np.abs(u - middle)) * 60)
     pulled = canvas.change(raised=side * raised)
-    return 0.17 * np.asarray(band, np.float32) * canvas.inside(side) + pulled
+    return 0.2 * np.asarray(band, np.float32) * canvas.inside(side) + pulled
 
 
 def _heart_width(rng: np.random.Generator) -> float:
@@ -328,12 +328,12 @@ def _infiltration(canvas: _Canvas, side: int, rng: np.random.Generator) -> Array
 
 def _mass(canvas: _Canvas, side: int, rng: np.random.Generator) -> Array:
     """A round shadow as large as a plum, or larger."""
-    return _round(canvas, side, rng, share=rng.uniform(0.0175, 0.048), density=rng.uniform(0.13, 0.17))
+    return _round(canvas, side, rng, share=rng.uniform(0.018, 0.05), density=rng.uniform(0.13, 0.17))
 
 
 def _nodule(canvas: _Canvas, side: int, rng: np.random.Generator) -> Array:
     """A small round shadow."""
-    return _round(canvas, side, rng, share=rng.uniform(0.0025, 0.0075), density=rng.uniform(0.14, 0.18))
+    return _round(canvas, side, rng, share=rng.uniform(0.0025, 0.008), density=rng.uniform(0.14, 0.18))
 
 
 def _round(canvas: _Canvas, side: int, rng: np.random.Generator, *, share: float, density: float) -> Array:
@@ -347,7 +347,7 @@ def _round(canvas: _Canvas, side: int, rng: np.random.Generator, *, share: float
     u = rng.uniform(inner, outer) if inner < outer else 0.5 * (inner + outer)
     x, y = canvas.patient.to_image(np.array(side * u), np.array(v))
     box = np.clip([x - radius, y - radius, x + radius, y + radius], 0, 1)
-    lesion = Lesion("nodules", ACTIVE, box, np.array([[x, y, radius, radius, 1.0, 4.0]]), density, 0)
+    lesion = Lesion("nodules", ACTIVE, box, np.array([[x, y, radius, radius, 1.0, 2.5]]), density, 0)
     return paint_lesions(canvas.chest.attenuation, canvas.chest, [lesion]) - canvas.chest.attenuation
 
 
@@ -355,7 +355,7 @@ def _pneumonia(canvas: _Canvas, side: int, rng: np.random.Generator) -> Array:
     """A dense part of a lobe: sharp where it ends at a fissure, fading on the other side, with air in its bronchi."""
     above = rng.random() < 0.4  # over the fissure or under it
     fissure = rng.uniform(0.36, 0.42) if above else rng.uniform(0.44, 0.52)
-    reach = rng.uniform(0.17, 0.26)
+    reach = rng.uniform(0.22, 0.36)
     away = (canvas.chest.v - fissure - rng.uniform(0.05, 0.12) * (np.abs(canvas.chest.u) - 0.5)) * (-1 if above else 1)
     lobe = smooth_step(away * 150) * np.exp(-((np.maximum(away, 0) / reach) ** 4))
     bronchi = np.clip(1 + 0.35 * cloud(rng, canvas.size, 9, 22), 0.45, 1.4)
@@ -364,7 +364,7 @@ def _pneumonia(canvas: _Canvas, side: int, rng: np.random.Generator) -> Array:
 
 def _pneumothorax(canvas: _Canvas, side: int, rng: np.random.Generator) -> Array:
     """Air around the apex: a dark rim without vessels, bordered by the thin line of the pleura."""
-    end, down, inwards = rng.uniform((0.3, 0.06, 0.14), (0.5, 0.1, 0.22))
+    end, down, inwards = rng.uniform((0.24, 0.07, 0.15), (0.4, 0.11, 0.24))
     u, v, patient = np.abs(canvas.chest.u), canvas.chest.v, canvas.patient
     fade = np.clip(1 - v / end, 0, None)
     lung = v - down * fade  # where this height was before the lung fell
@@ -373,7 +373,7 @@ def _pneumothorax(canvas: _Canvas, side: int, rng: np.random.Generator) -> Array
     rim = smooth_step(-depth * 400) * (v < end)
     pleura = np.exp(-((depth / 0.006) ** 2)) * (v < end)
     no_vessels = canvas.change(vessel_contrast=0.0)
-    return np.asarray((no_vessels - 0.08) * rim + 0.06 * pleura, np.float32) * canvas.inside(side)
+    return np.asarray((no_vessels - 0.09) * rim + 0.08 * pleura, np.float32) * canvas.inside(side)
 
 
 _PAINTED: dict[str, Callable[[_Canvas, int, np.random.Generator], Array]] = {
