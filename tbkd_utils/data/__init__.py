@@ -1,8 +1,9 @@
 """Data: from files on disk to the batches of an epoch.
 
 Inside: layouts on disk (`readers`) and records (`records`, `dataset`), a look at a whole set (`check`), pixels
-(`images`, `dicom`, `geometry`, `transforms`), the decoded cache (`cache`), digests (`manifest`), splits and batches
-(`split`, `loaders`, `seeding`), and drawings (`synthetic`). It may import `metrics`, `runs` and `errors`.
+(`images`, `dicom`, `geometry`, `transforms`), the decoded cache (`cache`), digests (`manifest`), what counts as one
+example (`labels`), splits and batches (`split`, `loaders`, `seeding`), and drawings (`synthetic`). It may import
+`metrics`, `runs` and `errors`.
 Start reading at `records`, then `cache`.
 """
 

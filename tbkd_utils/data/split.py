@@ -8,7 +8,7 @@ import numpy as np
 
 from tbkd_utils.data.records import Radiograph
 from tbkd_utils.data.seeding import stable_seed
-from tbkd_utils.errors import DataError
+from tbkd_utils.errors import DataError, UsageError
 
 TRAIN, VALIDATION, TEST = range(3)
 """The parts of a divided set."""
@@ -103,6 +103,53 @@ DIVISIONS: dict[str, Division] = {"patients": by_patient, "images": by_image}
 """How a set is divided, by name; a system may have ways of its own."""
 
 
+def patient_folds(records: Sequence[Radiograph], folds: int, seed: int) -> np.ndarray:
+    """Deals patients into folds in which every finding is about equally frequent.
+
+    Iterative stratification (Sechidis et al., ECML PKDD 2011, Algorithm 1), with patients for examples: the finding
+    with the fewest undealt patients comes first; each of them, those with most images of it first, goes to the fold
+    that lacks most images of this finding, and of such folds to the one that lacks most images in all. "Nothing" counts
+    as a finding. What is still open is decided by a hash of names, so that the order of the records has no say.
+
+    Args:
+        records: n radiographs. One without a group is a patient of its own.
+        folds: How many, at least 2.
+        seed: Of the hash.
+
+    Returns:
+        int64 (n,), the fold of each, 0 to ``folds`` - 1. A finding of fewer patients than folds is not in all of them.
+
+    Raises:
+        UsageError: Fewer than 2 folds.
+        DataError: There are fewer patients than folds.
+    """
+    if folds < 2:
+        raise UsageError(f"folds = {folds}: expected at least 2, so that something is left to train on.")
+    members = _members([record.group or record.name for record in records])
+    if len(members) < folds:
+        raise DataError(f"{len(members)} patients do not fill {folds} folds: ask for fewer folds or add patients.")
+    order = sorted(members, key=lambda group: stable_seed("folds", seed, group))
+    shown = _shown(records)
+    counts = np.array([shown[members[group]].sum(axis=0) for group in order])  # (patients, findings + 1) images
+    images = np.array([len(members[group]) for group in order])
+    lacking = np.tile(counts.sum(axis=0) / folds, (folds, 1))
+    room = np.full(folds, len(records) / folds)
+    chosen = np.full(len(order), -1)
+    while (undealt := chosen < 0).any():
+        patients = (counts[undealt] > 0).sum(axis=0)
+        finding = min(np.flatnonzero(patients), key=lambda column: (patients[column], column))
+        those = np.flatnonzero(undealt & (counts[:, finding] > 0))
+        for patient in those[np.argsort(-counts[those, finding], kind="stable")]:
+            fold = max(range(folds), key=lambda fold: (lacking[fold, finding], room[fold], -fold))
+            chosen[patient] = fold
+            lacking[fold] -= counts[patient]
+            room[fold] -= images[patient]
+    parts = np.empty(len(records), dtype=np.int64)
+    for group, fold in zip(order, chosen, strict=True):
+        parts[members[group]] = fold
+    return parts
+
+
 def joined_by_copies(records: Sequence[Radiograph], identical: Sequence[Sequence[Radiograph]]) -> list[Radiograph]:
     """Makes one patient of those who share a file, byte for byte, whatever their names say.
 
@@ -155,3 +202,14 @@ def _by_class(records: Sequence[Radiograph], members: Mapping[str, list[int]]) -
 def _stratum(record: Radiograph) -> int:
     """The class by which a radiograph is split: with several labels, whether any finding is there."""
     return record.target if isinstance(record.target, int) else int(any(record.target))
+
+
+def _shown(records: Sequence[Radiograph]) -> np.ndarray:
+    """Which findings each of n radiographs shows, and last, whether none: int64 (n, findings + 1) of 0 and 1."""
+    targets = [record.target if isinstance(record.target, tuple) else (record.target,) for record in records]
+    several = any(isinstance(record.target, tuple) for record in records)
+    shown = np.zeros((len(records), 1 + max(len(t) if several else t[0] + 1 for t in targets)), dtype=np.int64)
+    for row, target in zip(shown, targets, strict=True):
+        row[np.flatnonzero(target) if several else list(target)] = 1
+    shown[:, -1] = ~shown.any(axis=1)
+    return shown

@@ -161,7 +161,7 @@ def test_one_bad_row_is_one_problem(listed: Path) -> None:
         (LIST, "Finding Label", "Finding", "Expected Image Index, Finding Label, Bbox x"),
         (LIST, "Bbox x,Bbox y", "Bbox y,Bbox x", "Expected Image Index, Finding Label, Bbox x"),
         (LIST, "00000003_000", "00000004_000", r"line 4 \(00000004_000\.png\): a box for an image that Data_Entry"),
-        (LIST, "Atelectasis", "Hernia", "Finding Label 'Hernia' is unknown"),
+        (LIST, "Atelectasis", "Hernia", "finding 'Hernia' is unknown"),
         (LIST, "Atelectasis", "Mass", r"line 4 .* a box of Mass, but .* labels the image Atelectasis\."),
         (LIST, "100,200,300,400", "100,200,300,wide", "is not four numbers"),
         (LIST, "100,200,300,400", "100,200,300", "not an image, a finding and 4 numbers"),
@@ -197,6 +197,23 @@ def test_an_image_in_both_lists_is_refused_in_either(listed: Path, split: str) -
     add(listed / "train_val_list.txt", "00000001_001.png")
     with pytest.raises(DataError, match=r"00000001_001\.png is in (test|train_val)_list\.txt too"):
         read(listed, split)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_patient_in_both_lists_is_refused_in_either(listed: Path, split: str) -> None:
+    change(listed / "test_list.txt", "00000001_001.png\n", "")
+    add(listed / "train_val_list.txt", "00000001_001.png")
+    with pytest.raises(DataError, match=r"patient 1 of 00000001_00[01]\.png is in (test|train_val)_list\.txt too"):
+        read(listed, split)
+
+
+def test_the_table_of_the_first_release_is_read_too(root: Path) -> None:
+    before = read(root)
+    (root / TABLE).rename(root / "Data_Entry_2017.csv")
+    assert read(root) == before
+    (root / "Data_Entry_2017.csv").unlink()
+    with pytest.raises(DataError, match=r"Data_Entry_2017_v2020\.csv: cannot be read"):
+        read(root)
 
 
 def test_an_image_without_a_readable_size_cannot_have_boxes(root: Path) -> None:

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 
 from tbkd_utils.data.records import Radiograph
-from tbkd_utils.data.split import TEST, TRAIN, VALIDATION, by_image, by_patient, joined_by_copies, split_by_group
-from tbkd_utils.errors import DataError
+from tbkd_utils.data.seeding import stable_seed
+from tbkd_utils.data.split import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    by_image,
+    by_patient,
+    joined_by_copies,
+    patient_folds,
+    split_by_group,
+)
+from tbkd_utils.errors import DataError, UsageError
 
 
 def records(patients: int, each: int, target: int, prefix: str) -> list[Radiograph]:
@@ -103,3 +113,68 @@ def test_those_who_share_a_file_become_one_patient() -> None:
     assert [r.group for r in joined] == ["a0"] * 4 + ["a2", "a2", "a3", "a3", "a0"]
     assert [r.path for r in joined] == [r.path for r in some]
     assert joined_by_copies(some, []) == some
+
+
+# --- folds ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def findings() -> list[Radiograph]:
+    """Patients of one to four images; each shows up to three of five findings, the last of which is rare."""
+    rng = np.random.default_rng(0)
+    return [
+        Radiograph(
+            Path(f"{p}_{i}.png"),
+            tuple(int(there) for there in rng.random(5) < (0.4, 0.2, 0.15, 0.1, 0.05)),
+            np.zeros((0, 4)),
+            "made",
+            group=f"p{p}",
+        )
+        for p in range(200)
+        for i in range(rng.integers(1, 5))
+    ]
+
+
+def counts_per_fold(some: list[Radiograph], parts: np.ndarray) -> np.ndarray:
+    """Images of each finding in each fold, and last those without any; (folds, findings + 1)."""
+    shown = np.array([(*record.target, int(not any(record.target))) for record in some])
+    return np.stack([shown[parts == fold].sum(axis=0) for fold in range(parts.max() + 1)])
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("folds", [2, 5])
+def test_folds_keep_patients_whole_and_balance_every_finding(findings, folds, seed) -> None:
+    parts = patient_folds(findings, folds, seed)
+    assert parts.dtype == np.int64
+    assert set(parts.tolist()) == set(range(folds))
+    assert all(len({p for r, p in zip(findings, parts, strict=True) if r.group == f"p{i}"}) == 1 for i in range(200))
+    found = counts_per_fold(findings, parts)
+    assert np.abs(found - found.mean(axis=0)).max() <= 4  # a patient has up to four images
+    hashed = np.array([stable_seed("a coarse rule", seed, r.group) % folds for r in findings])
+    assert np.ptp(found, axis=0).sum() < 0.3 * np.ptp(counts_per_fold(findings, hashed), axis=0).sum()
+
+
+def test_folds_depend_on_the_seed_and_not_on_the_order(findings: list[Radiograph]) -> None:
+    parts = patient_folds(findings, 5, 0)
+    assert np.array_equal(patient_folds(findings[::-1], 5, 0)[::-1], parts)
+    assert not np.array_equal(patient_folds(findings, 5, 1), parts)
+
+
+def test_folds_of_single_images_of_one_class_are_exact() -> None:
+    some = [*records(10, 1, 0, "a"), *records(5, 1, 1, "b"), *records(20, 1, 2, "c")]
+    parts = patient_folds(some, 5, 3)
+    for start, stop in ((0, 10), (10, 15), (15, 35)):
+        assert np.bincount(parts[start:stop], minlength=5).tolist() == [(stop - start) // 5] * 5
+
+
+def test_a_finding_of_few_patients_is_spread_as_far_as_it_goes() -> None:
+    some = [*records(12, 2, 0, "a"), *records(3, 1, 1, "b")]
+    parts = patient_folds(some, 4, 0)
+    assert sorted(np.bincount(parts[24:], minlength=4).tolist()) == [0, 1, 1, 1]
+
+
+def test_folds_without_a_patient_each_are_refused() -> None:
+    with pytest.raises(DataError, match="3 patients do not fill 4 folds"):
+        patient_folds(records(3, 5, 0, "a"), 4, 0)
+    with pytest.raises(UsageError, match="expected at least 2"):
+        patient_folds(records(3, 5, 0, "a"), 1, 0)

@@ -37,11 +37,12 @@ COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 CATEGORIES = dict(enumerate(FINDINGS, start=1))
 """Category of a box to its finding, from 1."""
 
-_ENTRIES, _BOXES = "Data_Entry_2017_v2020.csv", "BBox_List_2017.csv"
+_ENTRIES, _BOXES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"), "BBox_List_2017.csv"
 _LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
-_ENDINGS = (".png", ".jpg", ".jpeg")
+ENDINGS = (".png", ".jpg", ".jpeg")
+"""Of image files, in the order of preference."""
 _BOX_COLUMNS = ("Image Index", "Finding Label", "Bbox x", "Bbox y", "Bbox w", "Bbox h")
-_BOX_NAMES = {"Infiltrate": "Infiltration"}  # as the list of boxes spells it
+_SPELLINGS = {"Infiltrate": "Infiltration"}  # as the list of boxes spells it
 
 
 @dataclass
@@ -60,17 +61,19 @@ class Nih(Reader):
     The tables name PNG files; a copy may hold JPEG of the same stem, and images of another size than 1024x1024.
 
     Args:
-        root: The folder that holds ``Data_Entry_2017_v2020.csv``, ``BBox_List_2017.csv`` and ``images/``.
+        root: The folder that holds ``Data_Entry_2017_v2020.csv`` (or ``Data_Entry_2017.csv``, as first released),
+            ``BBox_List_2017.csv`` and ``images/``.
     """
 
     name = "nih-chestx-ray14"
-    needs = (_ENTRIES, _BOXES, "images/")
+    needs = (_BOXES, "images/")
     kinds = ("finding", "other", "no_finding")
     categories = CATEGORIES
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.images = root / "images"
+        self.table = next((root / name for name in _ENTRIES if (root / name).is_file()), root / _ENTRIES[0])
 
     def splits(self) -> tuple[str, ...]:
         """Name the splits that this copy has.
@@ -114,7 +117,7 @@ class Nih(Reader):
         return records
 
     def _record(self, stem: str, entry: _Entry) -> Radiograph:
-        path = first_present(self.images, stem, _ENDINGS)
+        path = first_present(self.images, stem, ENDINGS)
         boxes, size = scaled_to_stored(entry.boxes, path)
         target = tuple(int(finding in entry.labels) for finding in FINDINGS)
         return Radiograph(
@@ -132,7 +135,7 @@ class Nih(Reader):
     def _entries(self, on_error: OnError) -> dict[str, _Entry | None]:
         """Read the table of images by stem; None is an image whose row was refused, so that it is reported once."""
         entries: dict[str, _Entry | None] = {}
-        for where, row in csv_columns(self.root / _ENTRIES, COLUMNS):
+        for where, row in csv_columns(self.table, COLUMNS):
             with collect_errors(on_error):
                 name = relative_name(row["Image Index"], where)
                 stem = _stem(name)
@@ -163,18 +166,16 @@ class Nih(Reader):
                 name = relative_name(row[0], where)
                 where = f"{where} ({name})"
                 if _stem(name) not in entries:
-                    raise DataError(f"{where}: a box for an image that {_ENTRIES} lacks. Take files of one release.")
-                finding = _BOX_NAMES.get(row[1], row[1])
-                if finding not in FINDINGS:
                     raise DataError(
-                        f"{where}: Finding Label {row[1]!r} is unknown. Known are {', '.join(FINDINGS)}. Correct it."
+                        f"{where}: a box for an image that {self.table.name} lacks. Take files of one release."
                     )
+                finding = known_finding(row[1], where)
                 box = box_from_xywh(numbers(row[2:6], where), ORIGINAL, where)
                 entry = entries[_stem(name)]
                 if entry is not None:
                     if finding not in entry.labels:
                         raise DataError(
-                            f"{where}: a box of {finding}, but {_ENTRIES} labels the image "
+                            f"{where}: a box of {finding}, but {self.table.name} labels the image "
                             f"{'|'.join(sorted(entry.labels))}. Correct the label or remove the box."
                         )
                     entry.boxes.append(box)
@@ -187,7 +188,9 @@ class Nih(Reader):
         """Read the stems of a list, each in the table, unique and not in the other list."""
         file = self._list(split)
         other = self._list("test" if split == "train" else "train")
+        here = {_stem(line.strip()) for line in read_text(file).splitlines()}
         elsewhere = {_stem(line.strip()) for line in read_text(other).splitlines()} if other.is_file() else set()
+        there = {entry.patient for stem in elsewhere - here if (entry := entries.get(stem)) is not None}
         seen: dict[str, int] = {}
         for number, line in enumerate(read_text(file).splitlines(), start=1):
             if not line.strip():
@@ -201,17 +204,44 @@ class Nih(Reader):
                         f"{where}: {name} is a duplicate of line {seen[stem]}. Remove one of the two lines."
                     )
                 if stem not in entries:
-                    raise DataError(f"{where}: {name} has no row in {_ENTRIES}. Take list and table of one release.")
+                    raise DataError(
+                        f"{where}: {name} has no row in {self.table.name}. Take list and table of one release."
+                    )
                 if stem in elsewhere:
                     raise DataError(f"{where}: {name} is in {other.name} too. Remove it from one of the two lists.")
+                entry = entries[stem]
+                if entry is not None and entry.patient in there:
+                    raise DataError(
+                        f"{where}: patient {entry.patient} of {name} is in {other.name} too, so test would not be of "
+                        "other patients. Take the official lists, or move the patient to one of them."
+                    )
                 seen[stem] = number
         return list(seen)
+
+
+def known_finding(text: str, where: str) -> str:
+    """Find the name of a finding that has boxes.
+
+    Args:
+        text: As a list or folder spells it; "Infiltrate" is "Infiltration".
+        where: File and entry, for the message.
+
+    Returns:
+        One of `FINDINGS`.
+
+    Raises:
+        DataError: It is none of them.
+    """
+    finding = _SPELLINGS.get(text, text)
+    if finding not in FINDINGS:
+        raise DataError(f"{where}: finding {text!r} is unknown. Known are {', '.join(FINDINGS)}. Correct it.")
+    return finding
 
 
 def _stem(name: str) -> str:
     """The name without the ending of an image file."""
     path = PurePosixPath(name)
-    return str(path.with_suffix("")) if path.suffix.lower() in _ENDINGS else name
+    return str(path.with_suffix("")) if path.suffix.lower() in ENDINGS else name
 
 
 def _labels(text: str, where: str) -> list[str]:

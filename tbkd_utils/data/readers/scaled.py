@@ -1,4 +1,4 @@
-"""What readers share whose boxes count pixels of 1024x1024 originals, while a copy may hold smaller images."""
+"""What readers share whose boxes count pixels of originals, such as 1024x1024, while a copy may hold smaller images."""
 
 import csv
 import io
@@ -21,16 +21,19 @@ _ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, O
            RuntimeError, struct.error, Image.DecompressionBombError)  # fmt: skip
 
 
-def scaled_to_stored(boxes: Sequence[np.ndarray], path: Path) -> tuple[np.ndarray, tuple[int, int] | None]:
+def scaled_to_stored(
+    boxes: Sequence[np.ndarray], path: Path, original: tuple[int, int] = ORIGINAL
+) -> tuple[np.ndarray, tuple[int, int] | None]:
     """Bring the boxes of one image to the pixels in which it is stored; only the header is read, and only for a box.
 
     Args:
-        boxes: Each (4,) xyxy in pixels of the `ORIGINAL`.
+        boxes: Each (4,) xyxy in pixels of the original.
         path: The image, DICOM if it ends in ``.dcm``; it may be absent.
+        original: (width, height) of the original in pixels.
 
     Returns:
-        float32 (k, 4) and the (width, height) to which they refer: the stored size, `ORIGINAL` if the file is absent,
-        None without a box.
+        float32 (k, 4) and the (width, height) to which they refer: the stored size, that of the original if the file
+        is absent, None without a box.
 
     Raises:
         DataError: The file's header cannot be read.
@@ -38,8 +41,8 @@ def scaled_to_stored(boxes: Sequence[np.ndarray], path: Path) -> tuple[np.ndarra
     given = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     if not len(given):
         return given.astype(np.float32), None
-    size = stored_size(path) if os.path.isfile(path) else ORIGINAL
-    factor = np.array(size) / ORIGINAL
+    size = stored_size(path) if os.path.isfile(path) else original
+    factor = np.array(size) / original
     return (given * np.tile(factor, 2)).astype(np.float32), size
 
 

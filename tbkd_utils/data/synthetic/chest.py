@@ -43,6 +43,7 @@ class Patient:
     gain: float  # exposure: brightness = gain * attenuation ** gamma
     gamma: float
     noise: float  # standard deviation, share of the gray range
+    raised: float = 0.0  # one diaphragm higher than usual, in v; below 0 that on the image's left
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Patient:
@@ -127,7 +128,8 @@ def draw_chest(patient: Patient, rng: np.random.Generator, size: int) -> Chest:
     body = pen.fill(_both([(0.2, -0.6), (0.22, -0.2), (0.42, -0.12), (0.85, -0.09), (1.2, -0.05), (1.42, 0.06),
                            (1.5, 0.3), (1.56, 0.7), (1.36, 0.66), (1.2, 0.42), (1.13, 0.52), (1.12, 0.8),
                            (1.1, 1.1), (1.14, 1.9)]))  # fmt: skip
-    lungs = np.maximum(pen.fill(_lung(-1, patient.dome + 0.025)), pen.fill(_lung(1, patient.dome - 0.02)))
+    domes = patient.dome + 0.025 + max(-patient.raised, 0.0), patient.dome - 0.02 + max(patient.raised, 0.0)
+    lungs = np.maximum(pen.fill(_lung(-1, domes[0])), pen.fill(_lung(1, domes[1])))
     heart = soften(pen.fill(_heart(patient.heart)), 0.006)
     air = 0.65 * soften(lungs, 0.004) + 0.35 * soften(lungs, 0.03)
 
@@ -155,6 +157,12 @@ def draw_chest(patient: Patient, rng: np.random.Generator, size: int) -> Chest:
         + 0.013 * cloud(rng, size, 34, 60) * (0.3 + 0.7 * clear) * body
     )
     return Chest(np.maximum(attenuation, 0), clear, u, v)
+
+
+def draw_heart(patient: Patient, size: int) -> NDArray[np.bool_]:
+    """Where the heart of `patient` lies, bool (size, size), without the great vessels above it."""
+    outline = _Pen(patient, size).fill(_heart(patient.heart)) > 0.5
+    return np.asarray(outline & (patient.to_body(size)[1] > 0.42))
 
 
 def expose(attenuation: Array, patient: Patient, rng: np.random.Generator) -> NDArray[np.uint8]:

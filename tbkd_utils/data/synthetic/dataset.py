@@ -185,7 +185,7 @@ def read_drawn(path: Path, part: Callable[[dict[str, Any], dict[str, Any]], Part
         raise DataError(
             f"{path} not found: expected a dataset from {writer}, written to the end; write it again"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{path} cannot be read as a synthetic record ({error!r}): write the dataset again") from error
 
 

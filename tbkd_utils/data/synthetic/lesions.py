@@ -188,6 +188,22 @@ def paint_lesions(attenuation: Array, chest: Chest, lesions: Sequence[Lesion]) -
     return result
 
 
+def effusion_density(chest: Chest, side: float, level: float) -> NDArray[np.floating]:
+    """Attenuation that fluid in one pleural space adds: it runs down and climbs along the wall.
+
+    Args:
+        chest: Whose lung it presses.
+        side: -1 for the image's left, 1 for its right.
+        level: How far the fluid stands above an almost empty space, in v.
+
+    Returns:
+        (size, size), not yet bounded by the lung.
+    """
+    here = smooth_step(side * chest.u * 40)
+    surface = 0.9 - level - 0.25 * np.abs(chest.u) ** 4
+    return 0.26 * here * smooth_step((chest.v - surface) * 45)
+
+
 def paint_other(attenuation: Array, chest: Chest, finding: str, rng: np.random.Generator) -> Array:
     """Add a finding that is not tuberculosis, in the lower zones; returns a new map.
 
@@ -201,10 +217,8 @@ def paint_other(attenuation: Array, chest: Chest, finding: str, rng: np.random.G
     side = float(rng.choice([-1.0, 1.0]))
     strength, level, both = float(rng.uniform(0.7, 1.2)), float(rng.uniform(0.0, 0.2)), rng.random() < 0.35
     size = len(attenuation)
-    if finding == "effusion":  # fluid runs down and climbs along the wall
-        here = smooth_step(side * chest.u * 40)
-        surface = 0.9 - level - 0.25 * np.abs(chest.u) ** 4
-        added = 0.26 * here * smooth_step((chest.v - surface) * 45)
+    if finding == "effusion":
+        added = effusion_density(chest, side, level)
     elif finding == "haze":
         here = smooth_step(side * chest.u * 40 + (40 if both else 0))
         fade = np.exp(-(((chest.v - 0.78) / 0.22) ** 2) - ((np.abs(chest.u) - 0.5) / 0.4) ** 2)
