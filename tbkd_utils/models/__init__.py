@@ -2,8 +2,8 @@
 
 Inside: the registries (`networks`, `losses`), networks that say where (`decoders`, `segmenters`, `foreground` with its
 mask heads) and `vssm` on its `scan`, the training step (`module`) and loop (`loop`) with its options and checkpoints,
-where it all runs (`devices`), and a linear classifier on thumbnails (`ridge`). It may import `data` and what lies below;
-it knows no recipe. Start reading at `networks`, then `loop`.
+where it all runs (`devices`), and a linear classifier on thumbnails (`ridge`). It may import `data` and what lies
+below; it knows no recipe. Start reading at `networks`, then `loop`.
 """
 
 import lazy_loader

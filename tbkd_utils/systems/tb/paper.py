@@ -56,7 +56,7 @@ LEFT_OPEN = {  # what the paper leaves open -> the settings of the recipe that d
     "threshold": ("threshold",),
     "area in Algorithm 1": ("area",),
     "which regions get a box": ("boxes_by", "second_lung"),
-    "minimum area": ("min_area", "min_area_quantile"),
+    "minimum area": ("min_area", "min_area_quantile", "min_area_share"),
     "an image without prediction": ("no_prediction",),
     "average over all images": ("average",),
     "box geometry": ("resize", "crop"),

@@ -345,7 +345,7 @@ def test_rsnas_layout_is_looked_at_too(looking_at: Callable[[Path], list[Looked]
 def test_a_folder_that_cannot_be_scored_is_said(looking_at: Callable[[Path], list[Looked]], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no box of the finding 'pneumonia'\. It has Atelectasis, .*Pneumonia"):
         looking_at(write_nih(tmp_path / "nih", boxes=(NIH_BOXES[0], NIH_BOXES[-1])))
-    with pytest.raises(SettingsError, match=r"there is no such folder \(.*nowhere\); expected that of NIH"):
+    with pytest.raises(SettingsError, match=r"there is no such folder \(.*nowhere\); expected that of another dataset"):
         looking_at(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: not a dataset\. Looked for nih-chestx-ray14: needs .*rsna"):
