@@ -83,6 +83,24 @@ def test_the_blind_guess(real_data: Path) -> None:
     assert f"has an mIOU of {mean_iou(truth, [upper] * 200):.3f} on the same 200" in README
 
 
+def test_beyond_the_paper() -> None:
+    maps = FIGURES / "maps"
+    rows = pd.read_csv(maps / "beyond_conditions.csv").set_index("condition")
+    student, full = rows.loc["student of cleaned maps"], rows.loc["student of training boxes"]
+    own = "{:.3f} ({:.3f} to {:.3f})"
+    for name, score in (("mIOU", "miou"), ("one-to-one IoU", "matched")):
+        assert f"{name} of {own.format(*student[[score, f'{score}_low', f'{score}_high']])}" in README
+    guess = rows.iloc[0]
+    assert f"looks at nothing has {guess['miou']:.3f} and {guess['matched']:.3f}" in README
+    assert f"full supervision {full['miou']:.3f} and {full['matched']:.3f}" in README
+    seeds = pd.read_csv(maps / "beyond_seeds.csv").query("condition == 'student of cleaned maps'")
+    assert seeds["seed"].nunique() == student["seeds"] == 2
+    assert (seeds["high"] < 0).all()  # both seeds are below the guess
+    shares = pd.read_csv(maps / "beyond_failures.csv").set_index("kind")["share"]
+    assert f"{shares['too large']:.0%} of the lesions have a box that is too large" in README
+    assert f"{shares['wrong lung']:.0%} of the boxes lie in a lung without a lesion" in README
+
+
 def pneumonia(name: str) -> pd.DataFrame:
     return pd.read_csv(FIGURES / "pneumonia-laptop" / f"{name}.csv")
 

@@ -74,8 +74,8 @@ def threshold_choices(
         One row per protocol: protocol, read (what it chose from), threshold, min_area (square pixels; without boxes the
         recipe's, or 0 where that would come from boxes), miou with low and high, matched (one-to-one) with matched_low
         and matched_high (averaged over the networks; 95% over the test radiographs that all networks are scored on, or
-        their patients), boxes (per radiograph), n, networks. Where no training radiograph has a
-        box, *training boxes* is left out.
+        their patients), boxes (per radiograph), n, networks. Where no training radiograph has a box,
+        *training boxes* is left out.
 
     Raises:
         UsageError: Fewer than two networks, the same one twice, or several roles; no threshold or one out of range;

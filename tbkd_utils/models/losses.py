@@ -207,8 +207,18 @@ class CrossEntropy:
         self.label_smoothing = label_smoothing
 
     def __call__(self, outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Terms:
-        """Returns `loss`."""
-        return {"loss": F.cross_entropy(logits_of(outputs), batch["targets"], label_smoothing=self.label_smoothing)}
+        """Returns `loss`.
+
+        Raises:
+            UsageError: If the network gives a map in place of one number a class.
+        """
+        logits = logits_of(outputs)
+        if logits.ndim != 2:
+            raise UsageError(
+                f"The loss 'cross_entropy' needs one number a class of each image, but the network gives "
+                f"{tuple(logits.shape)}: choose a network that classifies."
+            )
+        return {"loss": F.cross_entropy(logits, batch["targets"], label_smoothing=self.label_smoothing)}
 
 
 class Distillation:

@@ -282,4 +282,5 @@ def test_an_image_without_finding_has_no_control() -> None:
 def test_a_network_without_mask_head_is_refused() -> None:
     with pytest.raises(UsageError, match="mask head"):
         ForegroundControl()(torch.zeros(1, 2), {"targets": torch.tensor([0])}, None)
-    assert "loss" in CrossEntropy()(torch.zeros(1, 2), {"targets": torch.tensor([0])}, None)
+    with pytest.raises(UsageError, match="choose a network that classifies"):
+        CrossEntropy()(torch.zeros(1, 1, 8, 8), {"targets": torch.tensor([0])}, None)

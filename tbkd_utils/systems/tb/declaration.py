@@ -45,7 +45,7 @@ TB = register(
         task=Task(classes=("no TB", "TB"), finding="tuberculosis"),
         roles={
             "teacher": Role("cross_entropy"),
-            "map_student": Role(  # trained only where it is asked for: no grid holds it
+            "map_student": Role(
                 "map",
                 groups=("data", "pixels", "training", "maps"),
                 settings={

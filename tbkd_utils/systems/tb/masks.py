@@ -119,7 +119,7 @@ class TbMasks:
         which = {"part": "training", "finding": True, "fingerprint": self.experiment.fingerprint}
         maps = []
         for seed in self.settings.map_teachers:
-            own = dataclasses.replace(self._teacher(seed), recipe=_plain(self._teacher(seed).recipe))
+            own = self._teacher(seed).changed(inside_lungs=False)
             maps.append(kept_heatmaps(own, train(own, TEACHER), samples, which)[0])  # (n, h, w)
         lungs, boxes = self._lungs(samples), []
         for place, found in enumerate(lungs):

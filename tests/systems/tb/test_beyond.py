@@ -87,6 +87,8 @@ def test_negatives_of_another_dataset_are_a_condition_where_there_are_some(ours:
     assert len(more) == 32 + 8 + 4  # the healthy ones of both splits; those that are sick are not without finding
     assert more.targets[32:].tolist() == [0] * 12
     assert plain.names == more.names[:32]
+    with pytest.raises(SettingsError, match="negatives_data adds radiographs to the published training set"):
+        _ = ours.changed(negatives_data=str(others.root), division="images").train_records
 
 
 def test_every_row_comes_from_the_rows_per_radiograph(
